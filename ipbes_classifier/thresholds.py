@@ -16,10 +16,10 @@ import numpy as np
 from .metrics import check_scores, documents_to_read
 
 # %% ../nbs/20a_thresholds.ipynb #e71bb7b1
-def _between(low, high)->float:
-    "A number above `low` and at most `high`, midway if floating point has one."
+def _between(low, high)->np.ndarray:
+    "Numbers above `low` and at most `high`, midway where floating point has one."
     mid = low+(high-low)/2
-    return float(mid if mid>low else high)
+    return np.where(mid>low, mid, high)
 
 # %% ../nbs/20a_thresholds.ipynb #2ba3feb2
 def cuts(
@@ -28,43 +28,67 @@ def cuts(
     "All thresholds that decide differently, each midway between neighbouring scores; the lowest lets every score pass."
     values,counts = np.unique(np.asarray(s,dtype=np.float64), return_counts=True)
     low = values[0]-(values[1]-values[0])/2 if len(values)>1 else values[0]
-    mids = [float(low),*(_between(a,b) for a,b in zip(values[:-1],values[1:]))]
-    return np.array(mids)[::-1],np.cumsum(counts[::-1])
+    return np.r_[low,_between(values[:-1],values[1:])][::-1],np.cumsum(counts[::-1])
 
 # %% ../nbs/20a_thresholds.ipynb #f1f6d00b
+def _bandwidth(x)->float:
+    "Silverman's rule of thumb (1986, Density Estimation, equation 3.31), 0 for a single value."
+    sd = float(x.std(ddof=1)) if len(x)>1 else 0.
+    iqr = float(np.subtract(*np.quantile(x,(.75,.25))))/1.34
+    return .9*min(sd,iqr or sd)*len(x)**-.2
+
+# %% ../nbs/20a_thresholds.ipynb #82d8c793
+def _scale_of(s)->str:
+    "'logit' if all scores lie between 0 and 1, else 'identity'."
+    return 'logit' if s.min()>=0 and s.max()<=1 else 'identity'
+
+# %% ../nbs/20a_thresholds.ipynb #8b0864c6
+def _on_scale(s, scale)->np.ndarray:
+    "Scores on a scale where distances count alike; `ValueError` if a logit is asked of a number outside 0 to 1."
+    s = np.asarray(s,dtype=np.float64)
+    if scale=='identity': return s
+    if len(s) and not (s.min()>=0 and s.max()<=1): raise ValueError(f"calibrated on scores between 0 and 1; got {s.min()} to {s.max()}")
+    s = np.clip(s,1e-7,1-1e-7)
+    return np.log(s)-np.log1p(-s)
+
+# %% ../nbs/20a_thresholds.ipynb #8040ad7a
+def _spread_found(y, s, t, smooth)->np.ndarray:
+    "How many relevant documents score above each threshold `t`, each of them spread by a Gaussian."
+    from scipy.special import ndtr
+    scale = _scale_of(s)
+    x = _on_scale(s[y==1],scale)
+    t = _on_scale(np.clip(t,0,1) if scale=='logit' else t,scale)
+    h = max(smooth*_bandwidth(x),1e-9)
+    return sum(ndtr((v-t)/h) for v in x)
+
+# %% ../nbs/20a_thresholds.ipynb #5e7b071e
 def f1_curve(
-    y:np.ndarray,                # (n,) 0/1 relevance, or the probability of it
+    y:np.ndarray,                # (n,) 0/1 relevance
     s:np.ndarray,                # (n,) scores
+    smooth:float=0,              # how far relevant documents are spread, in Silverman's bandwidths; 0: not at all
 )->tuple[np.ndarray,np.ndarray]: # thresholds from high to low; F1 at each
-    "F1 over thresholds: twice the found, over the chosen plus the relevant."
-    y,s = np.asarray(y,dtype=np.float64),np.asarray(s,dtype=np.float64)
+    "F1 over thresholds: twice the found, over the found, the wrongly chosen and the relevant; `ValueError` if nothing is relevant."
+    y,s = check_scores(y,s)
+    if not y.any(): raise ValueError(f"no threshold without a relevant document; got {len(y)} irrelevant ones")
+    if smooth<0: raise ValueError(f"smooth is a number of bandwidths, 0 or more; got {smooth}")
     t,chosen = cuts(s)
-    found = np.cumsum(y[np.argsort(-s,kind='stable')])[chosen-1]
-    return t,2*found/(chosen+y.sum())
+    found = np.cumsum(y[np.argsort(-s,kind='stable')],dtype=np.int64)[chosen-1]
+    wrong = chosen-found
+    if smooth: found = _spread_found(y,s,t,smooth)
+    return t,2*found/(found+wrong+y.sum(dtype=np.int64))
 
 # %% ../nbs/20a_thresholds.ipynb #d441df3f
-def _soften(y, s, smooth)->np.ndarray:
-    "Labels mixed with the probabilities of a fitted sigmoid, which counts as much as `smooth` positives."
-    if not smooth: return y
-    w = y.sum()/(y.sum()+smooth)
-    return w*y+(1-w)*fit_sigmoid(y,s).probability(s)
-
-# %% ../nbs/20a_thresholds.ipynb #1b26e34f
 def f1_threshold(
     y:np.ndarray,   # (n,) 0/1 relevance on dev
     s:np.ndarray,   # (n,) scores on dev
-    smooth:float=0, # trust in a fitted sigmoid, in positives: 0 takes the labels as they are
+    smooth:float=0, # how far relevant documents are spread, in Silverman's bandwidths: 0 for common labels, 1 for rare ones
 )->float:           # decide `s >= threshold`
     """The threshold of the highest F1 on dev, smoothed for rare labels; `ValueError` if nothing is relevant.
 
     The best F1 on few positives is a winner's curse: Lipton, Elkan and Naryanaswamy (2014), Optimal thresholding of classifiers to
-    maximize F1 measure, ECML PKDD. Choosing where the expected F1 of fitted probabilities is highest: Lewis (1995), Evaluating and
-    optimizing autonomous text classification systems, SIGIR. Mixing both by pseudo-counts is this project's.
+    maximize F1 measure, ECML PKDD. Smoothing by a kernel is this project's.
     """
-    y,s = check_scores(y,s)
-    if not y.any(): raise ValueError(f"no threshold without a relevant document; got {len(y)} irrelevant ones")
-    if smooth<0: raise ValueError(f"smooth is a number of positives, 0 or more; got {smooth}")
-    t,f = f1_curve(_soften(y,s,smooth),s)
+    t,f = f1_curve(y,s,smooth)
     return float(t[np.flatnonzero(f==f.max())[-1]])
 
 # %% ../nbs/20a_thresholds.ipynb #4c3db08e
@@ -113,15 +137,6 @@ class Calibration:
         if set(d)!={'slope','intercept','scale'}: raise ValueError(f"a calibration has slope, intercept and scale; got {sorted(d)}")
         return cls(float(d['slope']),float(d['intercept']),d['scale'])
 
-# %% ../nbs/20a_thresholds.ipynb #aed3cc85
-def _on_scale(s, scale)->np.ndarray:
-    "Scores as the sigmoid takes them; `ValueError` if a logit is asked of a number outside 0 to 1."
-    s = np.asarray(s,dtype=np.float64)
-    if scale=='identity': return s
-    if len(s) and not (s.min()>=0 and s.max()<=1): raise ValueError(f"calibrated on scores between 0 and 1; got {s.min()} to {s.max()}")
-    s = np.clip(s,1e-7,1-1e-7)
-    return np.log(s)-np.log1p(-s)
-
 # %% ../nbs/20a_thresholds.ipynb #f8d7e4b6
 def _targets(y)->np.ndarray:
     "Platt's targets in place of 0 and 1."
@@ -155,7 +170,7 @@ def fit_sigmoid(
     """
     y,s = check_scores(y,s)
     if not len(y): raise ValueError("nothing to calibrate on: no documents")
-    if scale=='auto': scale = 'logit' if s.min()>=0 and s.max()<=1 else 'identity'
+    if scale=='auto': scale = _scale_of(s)
     x = _on_scale(s,scale)
     mean,sd = float(x.mean()),float(x.std()) or 1.
     few = min(y.sum(),len(y)-y.sum())<_FEW
@@ -186,7 +201,7 @@ def fit_thresholds(
     labels:Sequence[str],  # L names
     method:str='f1',       # 'f1': best F1; 'f1_smooth': the same, smoothed for rare labels; 'recall': a target recall
     recall:float=0.95,     # the target, for 'recall'
-    smooth:float=20,       # trust in a fitted sigmoid, in positives, for 'f1_smooth'
+    smooth:float=1,        # see `f1_threshold`, for 'f1_smooth'
 )->dict[str,float]:        # threshold of each label
     "A threshold for each label, from dev alone; `ValueError` names the label that has no relevant document there."
     if method not in _METHODS: raise ValueError(f"unknown method {method!r}; known: {', '.join(_METHODS)}")

@@ -1,4 +1,4 @@
-"Measures against independent ones: published figures, `ir_measures`, definitions written out, and properties that hold for any list."
+"Measures and thresholds against independent ones: published figures, `ir_measures`, definitions written out, and properties that hold for any list."
 import math
 import os
 from pathlib import Path
@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from ipbes_classifier import metrics as M
+from ipbes_classifier import thresholds as T
 
 REAL = os.environ.get('IPBES_REAL_DATA')
 PUBLISHED = Path(REAL)/'published_predictions' if REAL else None
@@ -201,3 +202,92 @@ def test_titles_of_any_kind_are_kept_as_text(tmp_path):
 def test_scores_that_are_no_numbers_are_refused(tmp_path, bad):
     (tmp_path/'p.csv').write_text(f'A_label,A_pred,A_score\n1,1,.5\n1,1,"{bad}"\n')
     with pytest.raises(ValueError, match='p.csv: column A_score, row 2'): M.read_predictions(tmp_path/'p.csv')
+
+
+# ---- thresholds and calibration
+
+@quick
+@given(ranked)
+def test_best_f1_is_found(pairs):
+    "No other threshold does better on dev, and what is decided has the F1 that the curve says."
+    from sklearn.metrics import f1_score
+    y,s = columns(pairs)
+    if not y.any(): return
+    best = max(f1_score(y,s>=v) for v in s)
+    assert f1_score(y,s>=T.f1_threshold(y,s))==pytest.approx(best)==pytest.approx(T.f1_curve(y,s)[1].max())
+
+
+@quick
+@given(ranked, st.sampled_from([.5,.9,.95,1.]))
+def test_recall_threshold_is_the_highest_that_suffices(pairs, recall):
+    y,s = columns(pairs)
+    if not y.any(): return
+    t = T.recall_threshold(y,s,recall)
+    assert (s[y==1]>=t).mean()>=recall-1e-9
+    if (above:=s[s>=t].min())<s.max(): assert (s[y==1]>above).mean()<recall
+
+
+@quick
+@given(ranked, st.sampled_from(['f1','f1_smooth','recall']))
+def test_decisions_do_not_hang_on_the_last_digits(pairs, method):
+    y,s = columns(pairs)
+    if not y.any(): return
+    t = T.fit_thresholds(y[:,None],s[:,None],['A'],method)
+    for other in (s*(1+1e-9),s.astype(np.float32),np.round(s,6)):
+        if len(set(s))>1: assert (T.apply_thresholds(other[:,None],t,['A'])==T.apply_thresholds(s[:,None],t,['A'])).all()
+
+
+def test_spreading_no_further_than_nothing_is_the_plain_curve():
+    rng = np.random.default_rng(0)
+    y,s = (np.arange(200)<20).astype(int),rng.random(200)
+    np.testing.assert_allclose(T.f1_curve(y,s,smooth=1e-9)[1], T.f1_curve(y,s)[1], atol=1e-9)
+
+
+@pytest.mark.parametrize('tail', ['normal','heavy'])
+def test_smoothing_pays_on_rare_labels(tail):
+    "Mean F1 on a large test set over 60 dev sets with 12 positives: also where scores have tails that no sigmoid fits."
+    def made(n, positives, seed):
+        rng = np.random.default_rng(seed)
+        y = (np.arange(n)<positives).astype(int)
+        return y,(rng.normal(size=n) if tail=='normal' else rng.standard_t(6,size=n))+3*y
+    t,f = T.f1_curve(*made(100_000,600,0))
+    def on_test(smooth): return np.mean([f[np.searchsorted(-t,-T.f1_threshold(*made(2000,12,i),smooth),side='right')-1] for i in range(1,61)])
+    assert on_test(1)>on_test(0)
+
+
+def test_sigmoid_agrees_with_scikit_learn():
+    from sklearn.calibration import _sigmoid_calibration
+    rng = np.random.default_rng(0)
+    y = rng.integers(0,2,500)
+    s = rng.normal(size=500)*3+2*y-7
+    c = T.fit_sigmoid(y,s)
+    a,b = _sigmoid_calibration(s,y)
+    assert (c.slope,c.intercept)==(pytest.approx(-a,rel=1e-3),pytest.approx(-b,rel=1e-3))
+
+
+@quick
+@given(ranked, st.booleans(), st.floats(1e-3,1e3))
+def test_calibration_rises_and_gives_probabilities(pairs, logit, unit):
+    y,s = columns(pairs)
+    s = s if logit else (s-.4)*unit
+    c = T.fit_sigmoid(y,s)
+    p = c.probability(np.sort(s))
+    assert (np.diff(p)>=0).all() and ((p>0)&(p<1)).all()
+    assert T.Calibration.from_dict(c.to_dict())==c
+
+
+@pytest.mark.parametrize('y', [[0]*30,[1]*30,[1]+[0]*29,[1]*4+[0]*26,[1]*26+[0]*4])
+@pytest.mark.parametrize('scores', ['even','constant','extreme'])
+def test_mean_probability_respects_the_prior(y, scores):
+    "Even with few documents of a kind, or scores of exactly 0 and 1, the mean probability is near the share of relevant ones."
+    s = dict(even=np.linspace(.1,.9,30), constant=np.full(30,.3), extreme=np.arange(30)%2.)[scores]
+    p = T.fit_sigmoid(y,s).probability(s)
+    assert abs(p.mean()-np.mean(y))<.07
+
+
+def test_standardising_makes_the_unit_of_scores_irrelevant():
+    rng = np.random.default_rng(3)
+    y = rng.integers(0,2,300)
+    s = rng.normal(size=300)+y
+    for unit in (1e-6,1e6):
+        np.testing.assert_allclose(T.fit_sigmoid(y,s*unit,scale='identity').probability(s*unit), T.fit_sigmoid(y,s).probability(s), rtol=1e-5)
