@@ -347,13 +347,14 @@ def _header(path):
 def parse_labels(
     values:Sequence, # of a label column: 0/1 as numbers, booleans or strings, empty where nothing is stated
     where:str='',    # the file and column, for the message
+    first:int=1,     # number of the first row, for the message
 ):                   # (n,) int8 array: 1, 0, or -1 where nothing is stated
-    "Read a label column; `ValueError` names the first row (counted from 1) that is neither."
+    "Read a label column; `ValueError` names the first row (counted from 1, without the header) that is neither."
     import numpy as np
     known = {'1':1,'1.0':1,'true':1,'0':0,'0.0':0,'false':0,'':-1}
     texts = [s.strip().lower() for s in _strings(pd.Series(values))]
     for i,s in enumerate(texts):
-        if s not in known: raise ValueError(f"{where}: row {i+1} says {s!r}; a label is 0, 1 or empty")
+        if s not in known: raise ValueError(f"{where}: row {i+first} says {s!r}; a label is 0, 1 or empty")
     return np.array([known[s] for s in texts], dtype=np.int8)
 
 # %% ../nbs/10_records.ipynb #b07a263f
