@@ -234,6 +234,7 @@ def _check_all(y, scores, preds, probs, labels)->list:
     for name,a in zip(('y','scores','preds','probs'),arrays):
         if a is not None and a.shape!=(len(arrays[0]),len(labels)):
             raise ValueError(f"{name} should have shape ({len(arrays[0])}, {len(labels)}), a column for each of {list(labels)}; got {a.shape}")
+    if not len(arrays[0]): raise ValueError("nothing to measure: there are no documents")
     for j,l in enumerate(labels): _check_label(l, *[None if a is None else a[:,j] for a in arrays])
     return [None if a is None else a.astype(t) for a,t in zip(arrays,(np.int8,np.float64,np.int8,np.float64))]
 
@@ -335,11 +336,12 @@ def _numbers(frame, column, path, valid, should)->np.ndarray:
 
 # %% ../nbs/20_metrics.ipynb #862fc77c
 def _label_names(frame, path)->list[str]:
-    "Labels from the header: what stands before `_label`, `_pred` or `_score`; all three must be there."
+    "Labels from the header: what stands before `_label`; the others must be there too, probabilities for all labels or none."
     names = list(dict.fromkeys(c.removesuffix('_label') for c in frame.columns if c.endswith('_label') and c!='_label'))
     if not names: raise ValueError(f"{path} has no column that ends in _label; expected LABEL_label, LABEL_pred and LABEL_score for each label; "
                                    f"found {list(frame.columns)[:8]}")
-    missing = [f'{n}_{x}' for n in names for x in ('pred','score') if f'{n}_{x}' not in frame.columns]
+    wanted = ['pred','score']+['probability']*any(f'{n}_probability' in frame.columns for n in names)
+    missing = [f'{n}_{x}' for n in names for x in wanted if f'{n}_{x}' not in frame.columns]
     if missing: raise ValueError(f"{path} has no column {', '.join(missing)}, though it has {missing[0].rsplit('_',1)[0]}_label")
     return names
 
@@ -363,7 +365,7 @@ def read_predictions(
     def columns(suffix,valid,should): return np.column_stack([_numbers(frame,f'{l}_{suffix}',path,valid,should) for l in labels])
     y,preds = [columns(x, lambda v: (v==0)|(v==1), '0 or 1').astype(np.int8) for x in ('label','pred')]
     scores = columns('score', lambda v: True, 'a finite number')
-    given = all(f'{l}_probability' in frame.columns for l in labels)
+    given = f'{labels[0]}_probability' in frame.columns
     probs = columns('probability', lambda v: (v>=0)&(v<=1), 'a probability from 0 to 1') if given else None
     return Predictions(labels,y,preds,scores,probs,frame)
 
