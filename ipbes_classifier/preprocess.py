@@ -46,7 +46,6 @@ def _hashes(
 
 # %% ../nbs/12_preprocess.ipynb #ee87ccd7
 _ANY_TAG,_ITALIC = re.compile(r'</?[A-Za-z][^<>]*>'),re.compile(r'<i\b[^<>]*>')
-_CROSS = 'rows_sharing_title','rows_sharing_doi'
 
 def _findings(raw):
     "Counts of what stands in a raw batch."
@@ -61,13 +60,17 @@ def _findings(raw):
     return dict(counts=Counter(n), item_types=Counter(s.strip() for s in col.get('item_type',())), languages=Counter(s.strip()[:40] for s in col.get('language',none)))
 
 # %% ../nbs/12_preprocess.ipynb #7d685f32
-def _keys(df, allowed):
+def _keys(df, allowed, raw_doi):
     "What matching needs to know of clean records: hashes, lengths, flags."
     titles = list(map(normalise_title, df.title))
     return dict(id=_hashes(df.id), doi=_hashes(df.doi), title=_hashes(titles), abstract=_hashes(map(_abstract_key,df.abstract)),
         generic=np.array([t in _GENERIC for t in titles], bool), words=np.array([min(t.count(' ')+1,99) for t in titles], np.uint8),
         length=np.array(list(map(len,df.abstract)), np.int32), language=np.array(list(map(_language_code,df.language)), np.int16),
-        has_year=df.year.notna().to_numpy(bool), has_keywords=(df.keywords!='').to_numpy(bool), allowed=allowed)
+        doi_field=_hashes(map(normalise_doi,raw_doi)), has_year=df.year.notna().to_numpy(bool), has_keywords=(df.keywords!='').to_numpy(bool), allowed=allowed)
+
+def _doi_field(raw):
+    "What stands in the DOI column itself, not in `Extra` or an address."
+    return next((_strings(raw[old]) for old,new in _mapping(list(raw.columns)).items() if new=='doi'), ['']*len(raw))
 
 def _language_code(s): return (ord(s[0])-96)*32+ord(s[1])-96 if s else 0
 
@@ -79,7 +82,7 @@ def _clean_batch(raw, first, task, part):
     df['abstract'] = df.abstract.where(df.abstract.str.len()>=task['min_abstract_chars'], '')
     types = df.item_type if 'item_type' in df else ['']*len(df)
     allowed = np.array([not task['item_types'] or not t or _plain_type(t) in task['item_types'] for t in types], bool)
-    keys = _keys(df, allowed)
+    keys = _keys(df, allowed, _doi_field(raw))
     keys['said'] = np.stack([parse_labels(raw[l], f"{task['file']}, column {l!r}", first) if l in raw else np.full(len(raw),-1,np.int8)
                              for l in task['labels']], axis=1)
     pq.write_table(pa.Table.from_pandas(df[_PART], preserve_index=False), part, compression='lz4', use_dictionary=False)
@@ -413,7 +416,7 @@ def _tasks(inputs, settings, folder, spans, size, bar):
 # %% ../nbs/12_preprocess.ipynb #b1dcc3da
 def _first_pass(inputs, settings, folder, workers, size, progress):
     "Clean everything into `folder`; return the parts, the keys of all rows, the findings per batch and where each file begins."
-    from tqdm.auto import tqdm
+    from tqdm import tqdm
     parts,keys,findings,spans = _Parts(),[],[],[]
     with tqdm(desc='cleaning', unit=' rows', disable=not progress) as bar:
         for i,(k,f) in enumerate(_in_order(_tasks(inputs,settings,folder,spans,size,bar), workers)):
@@ -431,7 +434,8 @@ def _file_accounts(parts, k, d, findings, spans):
         batches = [f for f,a in zip(findings,parts.starts) if s['first']<=a<end]
         n,types,langs = (sum((b[c] for b in batches), Counter()) for c in ('counts','item_types','languages'))
         reason = np.bincount(d['reason'][rows], minlength=len(REASONS)+1).tolist()
-        found = {c: n[c] for c in batches[0]['counts']}|dict(rows_sharing_title=_shared(k['title'][rows]), rows_sharing_doi=_shared(k['doi'][rows]))
+        found = {c: n[c] for c in batches[0]['counts']}|dict(rows_sharing_title=_shared(k['title'][rows]), rows_sharing_doi=_shared(k['doi_field'][rows]),
+                                        rows_sharing_found_doi=_shared(k['doi'][rows]))
         out.append(dict(file=s['file'], role=f"positives of {s['label']}" if s['label'] else 'corpus', rows=end-s['first'], kept=reason[0],
                         reasons=dict(zip(REASONS,reason[1:])), findings=found, item_types=dict(types.most_common(50)), languages=dict(langs.most_common(50))))
     return out

@@ -28,12 +28,14 @@ FIELDS = ['id','doi','title','abstract','year','keywords','language','source'] #
 
 # %% ../nbs/10_records.ipynb #33d8fe00
 _SUSPECT = re.compile('[^\x00-\x7f]{2}|[ÃÂâÎÐÑ] |[\x80-\x9f]')
+_WIDE = re.compile('[Ĳĳŉ\u01c4-\u01cc\u01f1-\u01f3\ufb00-\ufb06\uff01-\uffef\u3000]')
 
 def _repair(s):
     "Repair misread encodings; plain quotes, ligatures and full-width letters taken apart; NFC. For text that is not ASCII."
     from ftfy import fix_encoding, fixes
     if _SUSPECT.search(s): s = fix_encoding(s)
-    return unicodedata.normalize('NFC', fixes.fix_character_width(fixes.fix_latin_ligatures(fixes.uncurl_quotes(s))))
+    if _WIDE.search(s): s = fixes.fix_character_width(fixes.fix_latin_ligatures(s))
+    return unicodedata.normalize('NFC', fixes.uncurl_quotes(s))
 
 # %% ../nbs/10_records.ipynb #c73d475d
 _BLOCK = set('p div title label sec section abstract list list-item ul ol li dl dt dd def def-list disp-formula disp-quote '
@@ -121,7 +123,9 @@ def normalise_doi(
     m = _DOI.search(html.unescape(s) if '&' in s else s)
     if not m: return ''
     doi,before = m[1],s[:m.start()].lower()
-    if '://' in before: doi = _TAIL.sub('', _TAIL.sub('', doi)) if 'doi.org' not in before else re.sub(r'\?.*$','',doi)
+    query = re.search(r'\?[a-z_]+=', doi, re.I)
+    if query: doi = doi[:query.start()]
+    if query or ('://' in before and 'doi.org' not in before): doi = _TAIL.sub('', _TAIL.sub('', doi))
     return _trim(doi.lower())
 
 # %% ../nbs/10_records.ipynb #f32f8af9
