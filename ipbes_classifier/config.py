@@ -244,7 +244,9 @@ def _override(conf:DictConfig, item:str)->None:
     key,eq,value = item.partition('=')
     if not eq: raise ValueError(f"command line: {item!r} is not of the form key=value")
     if not _is_known(key.split('[')[0]): raise _unknown_key(key, 'command line')
-    try: OmegaConf.update(conf, key, OmegaConf.create(f'x: {value}').x if value else '', merge=True, force_add=True)
+    try:
+        new = OmegaConf.create(f'x: {value}').x if value else ''
+        OmegaConf.update(conf, key, new, merge=new!={}, force_add=True)
     except (OmegaConfBaseException,yaml.YAMLError) as e:
         raise ValueError(f"command line: `{key}`: {str(e).splitlines()[0]}") from e
 

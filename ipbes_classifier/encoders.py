@@ -229,14 +229,22 @@ def training_arguments(
         dataloader_num_workers=t.dataloader_num_workers, disable_tqdm=not progress, report_to='none')
 
 # %% ../nbs/21b_encoders.ipynb #43483350
-def _dev_measures(labels:list[str])->Any:
+WATCHED = ('AP','roc_auc','f1','kappa')  # shown after each epoch: macro and weighted, AP for each label too
+
+def _watched(measures:dict[str,float], labels:list[str], metric:str)->dict[str,float]:
+    "The measures to show, and the one that decides."
+    names = [f'{m}_{a}' for m in WATCHED for a in ('macro','weighted')]+[f'AP_{l}' for l in labels]+[metric.removeprefix('eval_')]
+    return {n:measures[n] for n in dict.fromkeys(names) if n in measures}
+
+# %% ../nbs/21b_encoders.ipynb #2a825229
+def _dev_measures(labels:list[str], metric:str)->Any:
     "The function that the `Trainer` calls after each epoch."
     from ipbes_classifier.metrics import evaluate
     from ipbes_classifier.thresholds import apply_thresholds, fit_thresholds
     def compute(p:Any)->dict[str,float]:
         y,scores = p.label_ids.astype(int),1/(1+np.exp(-p.predictions.astype(float)))
         preds = apply_thresholds(scores, fit_thresholds(y,scores,labels), labels)
-        return evaluate(y, scores, preds, labels)
+        return _watched(evaluate(y, scores, preds, labels), labels, metric)
     return compute
 
 # %% ../nbs/21b_encoders.ipynb #58a11896
@@ -269,16 +277,17 @@ def fine_tune(
 )->list[dict]:                                   # losses and dev measures of each epoch
     "Fine-tune with the Hugging Face `Trainer`; the best epoch's weights stay in `encoder`."
     import tempfile
-    from transformers import DataCollatorWithPadding, Trainer
+    from transformers import DataCollatorWithPadding, PrinterCallback, Trainer
     from transformers.trainer_utils import get_last_checkpoint
     work = Path(work_dir or tempfile.mkdtemp())
     work.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(
         encoder.model, training_arguments(encoder.training, work, encoder.seed, progress),
         train_dataset=_dataset(encoder,train), eval_dataset=_dataset(encoder,dev,by_length=True), processing_class=encoder.tokenizer,
-        data_collator=DataCollatorWithPadding(encoder.tokenizer), compute_metrics=_dev_measures(encoder.labels),
+        data_collator=DataCollatorWithPadding(encoder.tokenizer), compute_metrics=_dev_measures(encoder.labels,encoder.training.metric_for_best_model),
         compute_loss_func=trainer_loss(make_loss(encoder.loss,encoder.training,encoder.labels)), callbacks=_callbacks(encoder.training,tensorboard_dir))
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(work)) if resume else None)
+    trainer.remove_callback(PrinterCallback)
+    with _quiet(): trainer.train(resume_from_checkpoint=get_last_checkpoint(str(work)) if resume else None)
     log = trainer.state.log_history
     encoder.model.eval()
     free_memory()
