@@ -46,7 +46,7 @@ _INLINE = set('i b u s em strong sub sup span a small big tt code font sc bold i
     'math mrow mi mn mo ms mtext mspace msub msup msubsup munder mover munderover mfrac msqrt mroot mfenced menclose mstyle mpadded '
     'mphantom mtable mtr mtd mlabeledtr mmultiscripts mprescripts none semantics maction merror html body head'.split())
 _SILENT = {'tex-math','texmath','annotation','annotation-xml','script','style','head'} # what a reader of the page never sees
-_TAG = re.compile(r'''<(/?)(?:[a-z]+:)?([a-z][a-z0-9-]*)((?:[\s/](?:[^<>"']|"[^"<>]*"|'[^'<>]*')*)?)>''', re.I)
+_TAG = re.compile(r'''<(/?)(?:[a-z]+:)?([a-z][a-z0-9-]*)((?:[\s/](?:[^<>"']|"[^"<]*"|'[^'<]*')*)?)>''', re.I)
 _REMARK = re.compile(r'<!--.*?-->|<\?[^<>]*\?>|<!doctype[^<>]*>|<!\[CDATA\[|\]\]>', re.I|re.S)
 _ENTITY = re.compile(r'&(?:#\d{1,7}|#x[0-9a-f]{1,6}|[a-z][a-z0-9]{1,31});', re.I)
 
@@ -95,7 +95,7 @@ def clean_text(
     if not s: return ''
     if '<' in s or '&' in s: s = _strip_markup(s)
     if not s.isascii(): s = _repair(s)
-    if not s.isprintable(): s = _UNSEEN.sub('', s)
+    if not s.isprintable(): s = unicodedata.normalize('NFC', _UNSEEN.sub('', s))
     if not title and (m:=_HEADING.match(s)): s = s[m.end():]
     return ' '.join(s.split())
 
