@@ -35,8 +35,12 @@ def published():
 
 @pytest.mark.skipif(not REAL, reason='IPBES_REAL_DATA is not set')
 def test_published_results_are_reproduced(published):
-    "F1, precision, recall, accuracy, ROC-AUC, AP, counts and MCC to the last digits; kappa and NDCG there follow from nothing published."
-    assert len(published)==15
+    """F1, precision, recall, accuracy, ROC-AUC, AP, counts and MCC to the last digits.
+
+    Kappa agrees in all rows but three of the first fold, whose published kappa columns follow from something else; NDCG is 0 in all of them.
+    """
+    assert len(published)==15 and (published.NDCG==0).all()
+    other_kappa = []
     for row in published.to_dict('records'):
         file = PUBLISHED/f"fold-{row['fold']-1}_{SHORT[row['model_name']]}_BCE_with_title_run-0_opt_neg-100.csv"
         p = M.read_predictions(file)
@@ -44,6 +48,9 @@ def test_published_results_are_reproduced(published):
         wanted = [c for c in list(row)[8:] if not c.startswith(('kappa','NDCG'))]
         assert len(wanted)==len(list(row)[8:])-6
         np.testing.assert_allclose([m[c] for c in wanted], [row[c] for c in wanted], rtol=1e-13, atol=0, err_msg=file.name)
+        kappa = [c for c in row if c.startswith('kappa')]
+        if not np.allclose([m[c] for c in kappa],[row[c] for c in kappa],rtol=1e-12,atol=0): other_kappa.append((row['fold'],row['model_name']))
+    assert other_kappa==[(1,'BiomedBERT-abs'),(1,'BiomedBERT-abs-ft'),(1,'roberta-base')]
 
 
 @pytest.mark.skipif(not REAL, reason='IPBES_REAL_DATA is not set')
@@ -237,22 +244,23 @@ def test_decisions_do_not_hang_on_the_last_digits(pairs, method):
         if len(set(s))>1: assert (T.apply_thresholds(other[:,None],t,['A'])==T.apply_thresholds(s[:,None],t,['A'])).all()
 
 
-def test_spreading_no_further_than_nothing_is_the_plain_curve():
+def test_hardly_smoothing_is_the_plain_curve():
     rng = np.random.default_rng(0)
     y,s = (np.arange(200)<20).astype(int),rng.random(200)
     np.testing.assert_allclose(T.f1_curve(y,s,smooth=1e-9)[1], T.f1_curve(y,s)[1], atol=1e-9)
 
 
-@pytest.mark.parametrize('tail', ['normal','heavy'])
-def test_smoothing_pays_on_rare_labels(tail):
-    "Mean F1 on a large test set over 60 dev sets with 12 positives: also where scores have tails that no sigmoid fits."
+def test_smoothing_pays_on_rare_labels():
+    "Mean F1 on a large test set over 40 dev sets with 12 positives; with 400 positives it is the same."
     def made(n, positives, seed):
         rng = np.random.default_rng(seed)
         y = (np.arange(n)<positives).astype(int)
-        return y,(rng.normal(size=n) if tail=='normal' else rng.standard_t(6,size=n))+3*y
-    t,f = T.f1_curve(*made(100_000,600,0))
-    def on_test(smooth): return np.mean([f[np.searchsorted(-t,-T.f1_threshold(*made(2000,12,i),smooth),side='right')-1] for i in range(1,61)])
-    assert on_test(1)>on_test(0)
+        return y,rng.normal(size=n)+3*y
+    def on_test(n, positives, smooth, draws):
+        t,f = T.f1_curve(*made(30*n,30*positives,0))
+        return np.mean([f[np.searchsorted(-t,-T.f1_threshold(*made(n,positives,i),smooth),side='right')-1] for i in range(1,draws+1)])
+    assert on_test(2000,12,20,40)>on_test(2000,12,0,40)
+    assert on_test(2000,400,20,5)==pytest.approx(on_test(2000,400,0,5),abs=.002)
 
 
 def test_sigmoid_agrees_with_scikit_learn():
