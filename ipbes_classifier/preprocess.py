@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 
 from .files import atomic_path, read_json, write_text
-from .records import (_MARK, _NOT_WORD, _csv_options, _files, _mapping, _raw_frames, _strings, clean_records, normalise_doi,
+from .records import (FIELDS, _MARK, _NOT_WORD, _csv_options, _files, _mapping, _raw_frames, _strings, clean_records, normalise_doi,
                                       normalise_language, normalise_title, parse_labels, to_records)
 
 # %% ../nbs/12_preprocess.ipynb #a84f0c84
@@ -85,12 +85,10 @@ def _clean_batch(raw, first, task, part):
     keys = _keys(df, allowed, _doi_field(raw))
     keys['said'] = np.stack([parse_labels(raw[l], f"{task['file']}, column {l!r}", first) if l in raw else np.full(len(raw),-1,np.int8)
                              for l in task['labels']], axis=1)
-    pq.write_table(pa.Table.from_pandas(df[_PART], preserve_index=False), part, compression='lz4', use_dictionary=False)
+    pq.write_table(pa.Table.from_pandas(df[FIELDS], preserve_index=False), part, compression='lz4', use_dictionary=False)
     return keys,_findings(raw)
 
 # %% ../nbs/12_preprocess.ipynb #b073b90c
-_PART = ['id','doi','title','abstract','year','keywords','language','source']
-
 def _plain_type(s):
     "An item type without the spelling: 'journalArticle', 'Journal Article', 'journal-article'."
     return re.sub(r'[\W_]+', '', s.casefold())
@@ -108,6 +106,11 @@ def _in_order(tasks, workers):
             waiting.append(pool.submit(_clean_batch, *t))
             if len(waiting)>workers: yield waiting.popleft().result()
         while waiting: yield waiting.popleft().result()
+
+# %% ../nbs/12_preprocess.ipynb #08762f6b
+def _cores()->int:
+    "Processor cores that this process may use."
+    return len(os.sched_getaffinity(0)) if hasattr(os,'sched_getaffinity') else os.cpu_count() or 1
 
 # %% ../nbs/12_preprocess.ipynb #d9a01692
 _GENERIC = set(map(normalise_title, '''abstract, abstracts, acknowledgement, acknowledgements, acknowledgments, addendum, announcement, announcements, author index, author
@@ -303,6 +306,7 @@ class Account:
     reasons:dict[str,int]                          # reason to number of rows
     files:list[dict]                               # per input file: role, rows, kept, reasons, findings, item types, languages
     conflicts:list[dict]                           # rows of one paper that say 1 and 0, and the label
+    doubtful:list[dict]                            # rows merged for their DOI whose titles have little in common
     overruled:dict[str,int]                        # label to number of papers in its library of which a label column says 0
     settings:dict = field(default_factory=dict)    # what was asked for
     path:str = ''                                  # its JSON file
@@ -310,7 +314,7 @@ class Account:
     def rows(self)->pd.DataFrame:
         "Every row dropped or merged: file, row (from 1, without header), id, reason, by (the key that matched), into (row of the result, from 0)."
         d = read_json(self.path)
-        return pd.DataFrame(d['rows'], columns=d['row_columns'])
+        return pd.DataFrame(d['rows'], columns=d['row_columns']).astype({'into': 'Int64'})
 
     def _repr_html_(self)->str: return _summary_html(self)
 
@@ -375,8 +379,10 @@ def _page_html(a, examples):
     "The whole account as one page."
     found = [[k.replace('_',' '),*(f['findings'].get(k,0) for f in a.files)] for k in a.files[0]['findings']]
     spelt = lambda key: _table([[f['file'],', '.join(f'{k or "(empty)"}: {n:,}' for k,n in f[key].items())] for f in a.files if f[key]], ['file','spelling: rows'])
+    listed = lambda rows: _table([c.values() for c in rows[:1000]], rows[0]) if rows else '<p>None.</p>'
     parts = ['<h2>What stood in the files</h2>'+_table(found, ['',*(f['file'] for f in a.files)]), '<h3>Item types</h3>'+spelt('item_types'),
-             '<h3>Languages</h3>'+spelt('languages'), '<h2>Conflicts</h2>'+(_table([c.values() for c in a.conflicts[:1000]], a.conflicts[0]) if a.conflicts else '<p>None.</p>'),
+             '<h3>Languages</h3>'+spelt('languages'), '<h2>Conflicts</h2><p>Rows of one paper that state a label as 1 and as 0. The paper has the label.</p>'+listed(a.conflicts),
+             '<h2>Merged, but look</h2><p>One DOI, and titles that have little in common.</p>'+listed(a.doubtful),
              '<h2>Rows dropped or merged</h2>'+f'<p>The first of each reason; all are in the JSON file beside this page. <i>into</i> counts the rows of the result from 0.</p>']
     parts += [f'<details><summary>{r}: {a.reasons[r]:,}</summary>'+_table(rows, [*_ROW,'title'])+'</details>' for r,rows in examples.items() if rows]
     return f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Account of the input</title><style>{_STYLE}</style><body><h1>Account of the input</h1>{_summary_html(a)}{"".join(parts)}</body></html>\n'
@@ -385,6 +391,8 @@ def _page_html(a, examples):
 def _settings(positives, corpus, out, labels, item_types, min_abstract_chars, keep_title_only, languages):
     "Check what was asked for before anything is read."
     if not labels or len(set(labels))<len(labels): raise ValueError(f"labels must be one or more different names; got {labels}")
+    clash = [l for l in labels if l in FIELDS]
+    if clash: raise ValueError(f"label {clash[0]!r} is the name of a column of every record ({', '.join(FIELDS)}); call the label something else")
     for l in positives:
         if l not in labels: raise ValueError(f"positives of {l!r}, which is not a label; the labels are {', '.join(labels)}")
     if Path(out).suffix.lower() not in ('.csv','.parquet'): raise ValueError(f"{out}: the cleaned data set is .csv or .parquet")
@@ -446,22 +454,40 @@ def _shared(key):
     return int(n[n>1].sum())
 
 # %% ../nbs/12_preprocess.ipynb #8ae0ab92
+def _in_common(a, b):
+    "Share of the words of the shorter title that stand in the other, 0 to 1."
+    a,b = (set(normalise_title(s).split()) for s in (a,b))
+    return len(a&b)/min(len(a),len(b)) if a and b else 1.
+
+# %% ../nbs/12_preprocess.ipynb #bb140bc6
+def _doubtful(parts, d, k, threshold=0.4):
+    "Pairs (row, row that stands for it, share of title words in common) of one DOI with different titles."
+    rows = np.flatnonzero((d['reason']>0)&(d['into']>=0)&(k['title']!=0))
+    best = d['best'][d['group'][rows]]
+    pick = (k['doi'][rows]==k['doi'][best])&(k['doi'][rows]!=0)&(k['title'][best]!=0)&(k['title'][rows]!=k['title'][best])
+    titles = _fetch(parts, 'title', np.concatenate([rows[pick],best[pick]]))
+    pairs = [(i,j,_in_common(titles[i],titles[j])) for i,j in zip(rows[pick].tolist(),best[pick].tolist())]
+    return [p for p in pairs if p[2]<threshold]
+
+# %% ../nbs/12_preprocess.ipynb #ad5317d3
 def _account(out, parts, k, d, findings, spans, label_of_row, settings):
     "The figures of the account."
     labels = settings['labels']
-    ids = _fetch(parts, 'id', [r for c in d['conflicts'] for r in c[1:]])
+    pairs = _doubtful(parts, d, k)
+    ids = _fetch(parts, 'id', np.array([r for c in d['conflicts'] for r in c[1:]]+[r for p in pairs for r in p[:2]], int))
     def where(row):
         s = [s for s in spans if s['first']<=row][-1]
         return f"{s['file']} row {row-s['first']+1} ({ids[row] or 'no id'})"
     conflicts = [dict(label=labels[l], says_1=where(i), says_0=where(j), into=int(d['into'][i]) if d['into'][i]>=0 else None) for l,i,j in d['conflicts']]
+    doubtful = [dict(row=where(i), stands_for_it=where(j), title_words_in_common=round(x,2), into=int(d['into'][i])) for i,j,x in pairs]
     zero = [np.unique(d['group'][k['said'][:,l]==0]) for l in range(len(labels))]
     overruled = {name: len(np.intersect1d(zero[l], d['group'][label_of_row==l])) for l,name in enumerate(labels)}
     y = d['labels'][d['group'][d['kept']]].sum(0, dtype=int).tolist()
     reason = np.bincount(d['reason'], minlength=len(REASONS)+1).tolist()
     return Account(os.fspath(out), dict(zip(labels,y)), len(k['id']), reason[0], dict(zip(REASONS,reason[1:])),
-                   _file_accounts(parts,k,d,findings,spans), conflicts, overruled, settings)
+                   _file_accounts(parts,k,d,findings,spans), conflicts, doubtful, overruled, settings)
 
-# %% ../nbs/12_preprocess.ipynb #bb140bc6
+# %% ../nbs/12_preprocess.ipynb #ed0c4838
 def preprocess(
     positives:dict[str,Sequence[str|os.PathLike]],    # label to the files of its library (Zotero or any file of records)
     corpus:Sequence[str|os.PathLike],                 # files or folders with the rest; a column named like a label states it
@@ -483,7 +509,7 @@ def preprocess(
     out = Path(out)
     settings = _settings(positives, corpus, out, labels, item_types, min_abstract_chars, keep_title_only, languages)
     inputs = _inputs(positives, corpus, settings['labels'])
-    if workers is None: workers = len(os.sched_getaffinity(0)) if sum(x['size'] for x in inputs)>50e6 else 1
+    if workers is None: workers = _cores() if sum(x['size'] for x in inputs)>50e6 else 1
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix='.preprocess-') as tmp:
         parts,k,findings,spans = _first_pass(inputs, settings, Path(tmp), workers, batch_size, progress)

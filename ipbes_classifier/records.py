@@ -54,7 +54,7 @@ _ENTITY = re.compile(r'&(?:#\d{1,7}|#x[0-9a-f]{1,6}|[a-z][a-z0-9]{1,31});', re.I
 def _as_html(m):
     "A tag that papers hold, as one of three elements that the parser is asked to tell apart; anything else as text."
     slash,name = m[1],m[2].lower()
-    if name in _SILENT: return '' if m[3].endswith('/') or f'</' not in m.string[m.start():] else f'<{slash}x-hidden>'
+    if name in _SILENT and (slash or re.compile(rf'</(?:[a-z]+:)?{name}\s*>', re.I).search(m.string, m.end())): return f'<{slash}x-hidden>'
     if name in _BLOCK: return f'\n<{slash}div>'
     return f'<{slash}span>' if name in _INLINE else m[0].replace('<','&lt;')
 

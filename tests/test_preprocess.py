@@ -1,0 +1,180 @@
+"""What the page on preprocessing need not show: every planted duplicate, hostile input, worker processes, and a real library."""
+import html
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from ipbes_classifier.files import read_json
+from ipbes_classifier.preprocess import REASONS, preprocess
+from ipbes_classifier.records import FIELDS, read_records
+
+REAL = os.environ.get('IPBES_REAL_DATA')
+LABELS = ['A','B']
+
+
+def text(topic:str)->str: return f'We study {topic} at {len(topic)} sites and report how abundance, richness and cover change with rainfall, with fire and with time.'
+
+
+def write(folder:Path, name:str, rows:list[dict])->Path:
+    (pd.DataFrame(rows).to_csv if name.endswith('.csv') else pd.DataFrame(rows).to_parquet)(folder/name, index=False)
+    return folder/name
+
+
+def zotero(key:str, title:str, abstract:str='', doi:str='', kind:str='journalArticle', **more:str)->dict:
+    return {'Key':key,'Item Type':kind,'Title':title,'Abstract Note':abstract,'DOI':doi,'Extra':'','Url':'','Language':'','Manual Tags':'','Automatic Tags':''}|more
+
+
+def run(folder:Path, a:list[dict], corpus:list[dict], name:str='out.csv', **kw):
+    "Preprocess a library of label A and a corpus; the account and the result by id."
+    account = preprocess(dict(A=[write(folder,'a.csv',a)] if a else []), [write(folder,'corpus.parquet',corpus)] if corpus else [], folder/name, LABELS, progress=False, **kw)
+    return account,read_records(folder/name, labels=LABELS).set_index('id')
+
+
+def test_columns_of_the_result(tmp_path):
+    run(tmp_path, [zotero('k','A title of four words',text('x'))], [])
+    assert list(pd.read_csv(tmp_path/'out.csv'))==['doi','title','abstract','A','B','id','year','keywords','language','source']
+    run(tmp_path, [zotero('k','A title of four words',text('x'))], [], 'out.parquet')
+    assert list(pd.read_parquet(tmp_path/'out.parquet'))==['doi','title','abstract','A','B','id','year','keywords','language','source']
+
+
+def test_a_tag_never_arrives(tmp_path):
+    secret = 'CH4_citing_chapter'
+    row = zotero('k','Pines of the southern Cape',text('pines'))|{'Manual Tags':secret,'Automatic Tags':secret,'Notes':secret,'Collections':secret,'File Attachments':secret,'Date Added':secret}
+    run(tmp_path, [row], [dict(title='Other paper on other things', abstract=text('things'), **{'Manual Tags':secret})])
+    for f in ('out.csv','out_account.json','out_account.html'): assert secret not in (tmp_path/f).read_text()
+
+
+def test_short_and_generic_titles_match_only_without_contradiction(tmp_path):
+    corpus = [dict(id=f'{t[:3]}{i}', title=t, doi=d, abstract=text(t+f' number {i}'*i)) for t,dois in
+              [('Editorial',['','']), ('Introduction',['10.1000/1','10.1000/2']), ('Alien pines',['10.1000/3','10.1000/4']), ('Feral goats',['10.1000/5',''])]
+              for i,d in enumerate(dois,1)]
+    account,df = run(tmp_path, [], corpus)
+    assert list(df.index)==['Edi1','Edi2','Int1','Int2','Ali1','Ali2','Fer1'] and account.reasons['duplicate']==1
+
+
+def test_a_form_letter_is_not_one_paper(tmp_path):
+    corpus = [dict(id=str(i), title=f'Retraction of paper number {i}', doi=f'10.1000/{i}', abstract=text('this article was retracted by the editors')) for i in range(12)]
+    assert len(run(tmp_path, [], corpus)[1])==12
+
+
+def test_sameness_is_passed_on(tmp_path):
+    corpus = [dict(id='a', title='Goats on small islands', doi='', abstract=text('goats')), dict(id='b', title='Goats on Small Islands!', doi='10.1000/b', abstract=''),
+              dict(id='c', title='Cabras en islas pequeñas del sur', doi='https://doi.org/10.1000/B', abstract='')]
+    account,df = run(tmp_path, [], corpus)
+    assert df.loc['a','doi']=='10.1000/b' and len(df)==1
+    assert account.rows().by.tolist()==['title','chain']
+
+
+def test_the_most_complete_row_stands_and_gaps_are_filled(tmp_path):
+    a = [zotero('lib','Rats on islands of the south',text('rats'),**{'Language':'English','Publication Year':'2001'})]
+    corpus = [dict(id='long', title='Rats on islands of the south', doi='10.1000/r', abstract=text('rats')+' '+text('rats again'), keywords='rats; islands', year=1999)]
+    _,df = run(tmp_path, a, corpus)
+    assert df.loc['long',['doi','language','keywords','A']].tolist()==['10.1000/r','en','rats; islands',1] and df.year.tolist()==[1999]
+
+
+def test_item_types(tmp_path):
+    a = [zotero('a','Mushrooms eaten in mountain villages',kind='book'), zotero('b','A report without a twin',text('b'),kind='report'), zotero('c','A book section of its own',text('c'),kind='Book Section')]
+    corpus = [dict(id='x', title='Mushrooms eaten in mountain villages', abstract=text('mushrooms'))]
+    account,df = run(tmp_path, a, corpus)
+    assert df.A.to_dict()=={'x':1} and account.reasons['item_type']==3
+    account,df = run(tmp_path, a, corpus, item_types=['journal article','book-section'])
+    assert sorted(df.index)==['c','x']
+    assert len(run(tmp_path, a, corpus, item_types=None)[1])==3
+
+
+def test_conflicts_and_statements(tmp_path):
+    corpus = [dict(id='p', title='Carp in lakes of the plain', abstract=text('carp'), A='1', B=''), dict(id='q', title='CARP in lakes of the plain', abstract=text('carp'), A='0', B='0'),
+              dict(id='r', title='Trout in brooks of the hills', abstract=text('trout'), A='', B='0')]
+    account,df = run(tmp_path, [zotero('t','Trout in brooks of the hills',text('trout'))], corpus)
+    assert df.A.to_dict()=={'t':1,'p':1} and df.B.sum()==0
+    assert [(c['label'],c['into']) for c in account.conflicts]==[('A',1)] and '(p)' in account.conflicts[0]['says_1'] and '(q)' in account.conflicts[0]['says_0']
+    assert account.overruled==dict(A=0,B=0)
+    with pytest.raises(ValueError, match="corpus.parquet, column 'A': row 2 says 'maybe'"):
+        run(tmp_path, [], [dict(title='x',abstract='y',A='1'),dict(title='x',abstract='y',A='maybe')])
+
+
+def test_one_doi_on_two_papers_is_pointed_out(tmp_path):
+    account,_ = run(tmp_path, [], [dict(id='a', title='Feral pigs dig up the fenced plots', doi='10.1000/x', abstract=text('pigs')),
+                                   dict(id='b', title='Quoll ranges in northern savannas', doi='10.1000/x', abstract=text('quolls'))])
+    assert len(account.doubtful)==1 and account.doubtful[0]['title_words_in_common']<.4
+
+
+def test_drops(tmp_path):
+    corpus = [dict(id='a', title='No abstract is to be had here', abstract='No abstract available.', language='en'), dict(id='b', title='', abstract=' ', language=''),
+              dict(id='c', title='Un article en français', abstract=text('pins'), language='Français'), dict(id='d', title='A whole paper about goats', abstract=text('goats'), language='')]
+    account,df = run(tmp_path, [], corpus, languages=['en'])
+    assert list(df.index)==['d'] and {k:v for k,v in account.reasons.items() if v}==dict(no_abstract=1,no_text=1,language=1)
+    _,df = run(tmp_path, [], corpus, keep_title_only=True)
+    assert list(df.index)==['a','c','d'] and df.loc['a','abstract']==''
+    with pytest.raises(ValueError, match='none of 2 rows is left: no_text 1, no_abstract 1'): run(tmp_path, [], corpus[:2])
+
+
+def test_the_page_escapes_titles(tmp_path):
+    run(tmp_path, [], [dict(id='<script>1</script>', title='x &lt;script&gt;alert(1)&lt;/script2&gt; <unknown>', abstract=''), dict(id='b', title='A paper to keep here', abstract=text('b'))])
+    page = (tmp_path/'out_account.html').read_text()
+    assert '<script' not in page and html.escape('alert(1)</script2> <unknown>') in page
+
+
+def test_a_label_must_not_shadow_a_field(tmp_path):
+    with pytest.raises(ValueError, match="'source' is the name of a column"): preprocess({}, [], tmp_path/'o.csv', ['source'])
+
+
+def test_an_error_leaves_nothing_behind(tmp_path):
+    (tmp_path/'bad.csv').write_bytes(b'title,abstract\na,b\n\xff\xfe,c\n')
+    with pytest.raises(ValueError, match='bad.csv is not UTF-8'): preprocess({}, [tmp_path/'bad.csv'], tmp_path/'o.csv', LABELS, progress=False)
+    assert [p.name for p in tmp_path.iterdir()]==['bad.csv']
+
+
+def test_worker_processes_give_the_same_bytes_even_without_a_main_guard(tmp_path):
+    rng = np.random.default_rng(0)
+    n = 300
+    write(tmp_path,'corpus.csv',[dict(id=str(i), title=f'Title of paper number {rng.integers(200)}', abstract=text(f'topic {i}'), doi='') for i in range(n)])
+    script = tmp_path/'script.py'
+    script.write_text("import sys\nfrom ipbes_classifier.preprocess import preprocess\n"
+                      "preprocess({}, [sys.argv[1]], sys.argv[2], ['A'], progress=False, workers=int(sys.argv[3]), batch_size=int(sys.argv[4]))\n")
+    for name,workers,size in (('one.csv','1','1000'),('two.csv','2','40')):
+        subprocess.run([sys.executable,script,tmp_path/'corpus.csv',tmp_path/name,workers,size], check=True, timeout=120)
+    for end in ('.csv','_account.html'): assert (tmp_path/f'one{end}').read_text().replace('one','two')==(tmp_path/f'two{end}').read_text().replace('one','two')
+    assert 1<len(pd.read_csv(tmp_path/'one.csv'))<n
+
+
+def test_every_planted_duplicate_of_the_sample_is_found(tmp_path):
+    sample = pytest.importorskip('ipbes_classifier.sample')
+    files = sample.write_sample(tmp_path/'sample')
+    planted = read_json(files['planted'])
+    labels = list(files['positives'])
+    account = preprocess({l:[p] for l,p in files['positives'].items()}, [files['corpus']], tmp_path/'c.csv', labels, keep_title_only=True, item_types=None, progress=False)
+    df = read_records(tmp_path/'c.csv', labels=labels)
+    gone = {(Path(r.file).name,r.id): r.into for r in account.rows().itertuples()}
+    place = {i: n for n,i in enumerate(df.id)}
+    where = lambda row: gone.get(tuple(row), place.get(row[1]))
+    assert planted['pairs']
+    for p in planted['pairs']:
+        a,b = where(p['a']),where(p['b'])
+        assert (a==b)==('near_duplicate' not in p['kind']), p
+    near = [p['a'][0] for p in planted['pairs'] if p['kind']=='near_duplicate' and p['a'][0]==p['b'][0]]
+    assert df[labels].sum().to_dict()=={l: n+near.count(files['positives'][l].name) for l,n in planted['papers'].items()}
+    assert not df.title.str.contains('<i>|&amp;').any() and not df.abstract.str.contains('jats|<i>|&amp;|^Abstract').any()
+
+
+@pytest.mark.skipif(not REAL, reason='IPBES_REAL_DATA is not set')
+def test_the_account_of_a_real_library_agrees_with_what_is_known_of_it(tmp_path):
+    "The counts of the library's own description; nothing of its text is shown, since failures print into logs."
+    account = preprocess(dict(A=[Path(REAL)/'zotero_ias_export.csv']), [], tmp_path/'c.csv', LABELS, progress=False)
+    f = account.files[0]
+    assert f['rows']==4295 and f['item_types']['journalArticle']==3414 and f['languages']['']==1624
+    assert {k:f['findings'][k] for k in ('titles_with_markup','titles_with_italics','abstracts_empty','dois_empty','dois_in_extra','dois_in_url','dois_not_bare',
+                                         'rows_sharing_title','rows_sharing_doi')}==dict(titles_with_markup=742, titles_with_italics=733, abstracts_empty=2127,
+        dois_empty=1119, dois_in_extra=215, dois_in_url=177, dois_not_bare=166, rows_sharing_title=14, rows_sharing_doi=4)
+    assert f['findings']['rows_sharing_found_doi']==12 # eight more share a DOI that stands in `Extra` or `Url`: copies, and chapters with their book's
+    assert account.n_read==account.n_kept+sum(account.reasons.values())==account.n_kept+len(account.rows())
+    tags = pd.read_csv(Path(REAL)/'zotero_ias_export.csv', dtype=str, keep_default_na=False)['Manual Tags'].str.split('; ').explode().unique()
+    rare = [t for t in tags if len(t)>6]
+    kept = read_records(tmp_path/'c.csv')
+    assert not any((kept[c]==t).any() for t in rare for c in ('keywords','source','language'))
+    assert (kept.keywords=='').all()
