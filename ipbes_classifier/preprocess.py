@@ -296,7 +296,7 @@ def _writer(path, labels):
     with w: yield w
 
 # %% ../nbs/12_preprocess.ipynb #391183fb
-@dataclass
+@dataclass(repr=False)
 class Account:
     "What became of every row of the raw input."
     out:str                                        # the cleaned data set
@@ -316,6 +316,7 @@ class Account:
         d = read_json(self.path)
         return pd.DataFrame(d['rows'], columns=d['row_columns']).astype({'into': 'Int64'})
 
+    def __repr__(self)->str: return f'Account of {Path(self.out).name}: {self.n_read} rows read, {self.n_kept} records kept, {self.reasons}, positives {self.labels}'
     def _repr_html_(self)->str: return _summary_html(self)
 
 # %% ../nbs/12_preprocess.ipynb #2e78e04a
@@ -361,30 +362,42 @@ def _table(rows, header):
     return '<table><thead>'+line('th',header)+'</thead><tbody>'+'\n'.join(line('td',r) for r in rows)+'</tbody></table>'
 
 # %% ../nbs/12_preprocess.ipynb #513f07da
+def _short_names(files):
+    "File names without their folders, where these are different."
+    names = {p: Path(p).name for p in files}
+    return names if len(set(names.values()))==len(names) else {p: p for p in files}
+
+# %% ../nbs/12_preprocess.ipynb #493eec79
 def _summary_html(a):
     "The account without single rows."
-    used = [r for r in REASONS if a.reasons[r]]
-    files = [[f['file'],f['role'],f['rows'],f['kept'],*(f['reasons'][r] for r in used)] for f in a.files]
+    used,short = [r for r in REASONS if a.reasons[r]],_short_names([f['file'] for f in a.files])
+    files = [[short[f['file']],f['role'],f['rows'],f['kept'],*(f['reasons'][r] for r in used)] for f in a.files]
     total = [['all','',a.n_read,a.n_kept,*(a.reasons[r] for r in used)]] if len(files)>1 else []
     labels = [[l,n,f'{100*n/a.n_kept:.2f} %'] for l,n in a.labels.items()]
-    return (f'<p>{a.n_read:,} rows read, {a.n_kept:,} records written to <code>{html.escape(a.out)}</code>.</p>'
+    return (f'<p>{a.n_read:,} rows read, {a.n_kept:,} records written to <code>{html.escape(Path(a.out).name)}</code>.</p>'
             + _table(files+total, ['file','role','rows','kept',*used]) + '<ul>'+''.join(f'<li><b>{r}</b>: {REASONS[r]}</li>' for r in used)+'</ul>'
             + _table(labels, ['label','positives','prevalence']))
 
-# %% ../nbs/12_preprocess.ipynb #493eec79
+# %% ../nbs/12_preprocess.ipynb #fbca5ad7
+_FOUND = dict(titles_empty='no title', titles_with_markup='markup in the title', titles_with_italics='italics in the title', abstracts_empty='no abstract',
+    dois_empty='an empty DOI field', dois_in_extra='... and a DOI in Extra', dois_in_url='... and a DOI in Url', dois_not_bare='a DOI that is not bare',
+    rows_sharing_title='the title of another row', rows_sharing_doi='the DOI field of another row', rows_sharing_found_doi='the DOI of another row, wherever found')
+
+# %% ../nbs/12_preprocess.ipynb #a1c987e1
 _STYLE = ('body{font:15px/1.5 system-ui,sans-serif;max-width:70em;margin:2em auto;padding:0 1em;color:#222}table{border-collapse:collapse;margin:.8em 0}'
-          'th,td{padding:.2em .7em;border-bottom:1px solid #ddd;text-align:left;vertical-align:top}.n{text-align:right}summary{cursor:pointer;font-weight:600}')
+          'th,td{padding:.2em .7em;border-bottom:1px solid #ddd;text-align:left;vertical-align:top}.n{text-align:right}td:first-child{white-space:nowrap}.wide{overflow-x:auto}summary{cursor:pointer;font-weight:600}')
 
 def _page_html(a, examples):
     "The whole account as one page."
-    found = [[k.replace('_',' '),*(f['findings'].get(k,0) for f in a.files)] for k in a.files[0]['findings']]
-    spelt = lambda key: _table([[f['file'],', '.join(f'{k or "(empty)"}: {n:,}' for k,n in f[key].items())] for f in a.files if f[key]], ['file','spelling: rows'])
+    short = _short_names([f['file'] for f in a.files])
+    found = [[words,*(f['findings'][k] for f in a.files)] for k,words in _FOUND.items()]
+    spelt = lambda key: _table([[short[f['file']],', '.join(f'{k or "(empty)"}: {n:,}' for k,n in f[key].items())] for f in a.files if f[key]], ['file','spelling: rows'])
     listed = lambda rows: _table([c.values() for c in rows[:1000]], rows[0]) if rows else '<p>None.</p>'
-    parts = ['<h2>What stood in the files</h2>'+_table(found, ['',*(f['file'] for f in a.files)]), '<h3>Item types</h3>'+spelt('item_types'),
+    parts = ['<h2>What stood in the files</h2>'+'<div class=wide>'+_table(found, ['rows with',*short.values()])+'</div>', '<h3>Item types</h3>'+spelt('item_types'),
              '<h3>Languages</h3>'+spelt('languages'), '<h2>Conflicts</h2><p>Rows of one paper that state a label as 1 and as 0. The paper has the label.</p>'+listed(a.conflicts),
              '<h2>Merged, but look</h2><p>One DOI, and titles that have little in common.</p>'+listed(a.doubtful),
              '<h2>Rows dropped or merged</h2>'+f'<p>The first of each reason; all are in the JSON file beside this page. <i>into</i> counts the rows of the result from 0.</p>']
-    parts += [f'<details><summary>{r}: {a.reasons[r]:,}</summary>'+_table(rows, [*_ROW,'title'])+'</details>' for r,rows in examples.items() if rows]
+    parts += [f'<details><summary>{r}: {a.reasons[r]:,}</summary>'+_table([[short[r[0]],*r[1:]] for r in rows], [*_ROW,'title'])+'</details>' for r,rows in examples.items() if rows]
     return f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Account of the input</title><style>{_STYLE}</style><body><h1>Account of the input</h1>{_summary_html(a)}{"".join(parts)}</body></html>\n'
 
 # %% ../nbs/12_preprocess.ipynb #021eab9e

@@ -295,14 +295,22 @@ def _parquet_frames(path, size):
 # %% ../nbs/10_records.ipynb #a4940054
 _READERS = {'.csv': _csv_frames, '.tsv': _csv_frames, '.parquet': _parquet_frames}
 
+def _missing(path):
+    "The error for a file that is not there: what the folder holds instead."
+    beside = sorted(p.name for p in path.parent.iterdir())[:10] if path.parent.is_dir() else []
+    return FileNotFoundError(f"{path}: no such file"+(f"; {path.parent} holds {', '.join(beside)}" if beside else ''))
+
+# %% ../nbs/10_records.ipynb #a0766ef4
 def _files(path):
     "The files of records that `path` stands for: itself, or the parquet files below a folder in order of their names."
     path = Path(path)
-    if not path.exists(): raise FileNotFoundError(f"{path}: no such file" + (f"; {path.parent} holds {', '.join(sorted(p.name for p in path.parent.iterdir())[:10])}" if path.parent.is_dir() else ''))
-    files = sorted(p for p in path.rglob('*.parquet') if not any(x[0] in '._' for x in p.relative_to(path).parts)) if path.is_dir() else [path]
+    if not path.exists(): raise _missing(path)
+    hidden = lambda p: any(x[0] in '._' for x in p.relative_to(path).parts)
+    files = sorted(p for p in path.rglob('*.parquet') if not hidden(p)) if path.is_dir() else [path]
     if not files: raise ValueError(f"{path}: a folder of records holds .parquet files, and this one has none")
-    if files[0].suffix.lower() not in _READERS: raise ValueError(f"{path}: unknown suffix {path.suffix!r}; known are {', '.join(_READERS)} and a folder of parquet files")
-    if files[0].stat().st_size==0: raise ValueError(f"{path} is empty; a file of records starts with a header that names its columns")
+    for f in files:
+        if f.suffix.lower() not in _READERS: raise ValueError(f"{f}: unknown suffix {f.suffix!r}; known are {', '.join(_READERS)} and a folder of parquet files")
+        if not f.stat().st_size: raise ValueError(f"{f} is empty; a file of records starts with a header that names its columns")
     return files
 
 # %% ../nbs/10_records.ipynb #9443a38b
