@@ -384,21 +384,33 @@ _FOUND = dict(titles_empty='no title', titles_with_markup='markup in the title',
     rows_sharing_title='the title of another row', rows_sharing_doi='the DOI field of another row', rows_sharing_found_doi='the DOI of another row, wherever found')
 
 # %% ../nbs/12_preprocess.ipynb #a1c987e1
-_STYLE = ('body{font:15px/1.5 system-ui,sans-serif;max-width:70em;margin:2em auto;padding:0 1em;color:#222}table{border-collapse:collapse;margin:.8em 0}'
-          'th,td{padding:.2em .7em;border-bottom:1px solid #ddd;text-align:left;vertical-align:top}.n{text-align:right}td:first-child{white-space:nowrap}.wide{overflow-x:auto}summary{cursor:pointer;font-weight:600}')
+_PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>Account of the input</title><style>
+body{font:15px/1.5 system-ui,sans-serif;max-width:70em;margin:2em auto;padding:0 1em;color:#222}
+table{border-collapse:collapse;margin:.8em 0} th,td{padding:.2em .7em;border-bottom:1px solid #ddd;text-align:left;vertical-align:top}
+.n{text-align:right} td:first-child{white-space:nowrap} .wide{overflow-x:auto} summary{cursor:pointer;font-weight:600}
+</style><body><h1>Account of the input</h1>%s</body></html>
+"""
 
+# %% ../nbs/12_preprocess.ipynb #dc3bd8e1
+def _found_html(a, short):
+    "What stood in the files: counts, item types, languages."
+    counts = [[words,*(f['findings'][k] for f in a.files)] for k,words in _FOUND.items()]
+    spelt = lambda n: ', '.join(f'{k or "(empty)"}: {v:,}' for k,v in n.items())
+    spellings = lambda key: _table([[short[f['file']],spelt(f[key])] for f in a.files if f[key]], ['file','spelling: rows'])
+    return ('<h2>What stood in the files</h2><div class=wide>'+_table(counts, ['rows with',*short.values()])+'</div>'
+            + '<h3>Item types</h3>'+spellings('item_types')+'<h3>Languages</h3>'+spellings('languages'))
+
+# %% ../nbs/12_preprocess.ipynb #da74c720
 def _page_html(a, examples):
     "The whole account as one page."
     short = _short_names([f['file'] for f in a.files])
-    found = [[words,*(f['findings'][k] for f in a.files)] for k,words in _FOUND.items()]
-    spelt = lambda key: _table([[short[f['file']],', '.join(f'{k or "(empty)"}: {n:,}' for k,n in f[key].items())] for f in a.files if f[key]], ['file','spelling: rows'])
     listed = lambda rows: _table([c.values() for c in rows[:1000]], rows[0]) if rows else '<p>None.</p>'
-    parts = ['<h2>What stood in the files</h2>'+'<div class=wide>'+_table(found, ['rows with',*short.values()])+'</div>', '<h3>Item types</h3>'+spelt('item_types'),
-             '<h3>Languages</h3>'+spelt('languages'), '<h2>Conflicts</h2><p>Rows of one paper that state a label as 1 and as 0. The paper has the label.</p>'+listed(a.conflicts),
-             '<h2>Merged, but look</h2><p>One DOI, and titles that have little in common.</p>'+listed(a.doubtful),
-             '<h2>Rows dropped or merged</h2>'+f'<p>The first of each reason; all are in the JSON file beside this page. <i>into</i> counts the rows of the result from 0.</p>']
-    parts += [f'<details><summary>{r}: {a.reasons[r]:,}</summary>'+_table([[short[r[0]],*r[1:]] for r in rows], [*_ROW,'title'])+'</details>' for r,rows in examples.items() if rows]
-    return f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Account of the input</title><style>{_STYLE}</style><body><h1>Account of the input</h1>{_summary_html(a)}{"".join(parts)}</body></html>\n'
+    gone = lambda r,rows: f'<details><summary>{r}: {a.reasons[r]:,}</summary>'+_table([[short[x[0]],*x[1:]] for x in rows], [*_ROW,'title'])+'</details>'
+    return _PAGE % ''.join([_summary_html(a), _found_html(a,short),
+        '<h2>Conflicts</h2><p>Rows of one paper that state a label as 1 and as 0. The paper has the label.</p>', listed(a.conflicts),
+        '<h2>Merged, but look</h2><p>One DOI, and titles that have little in common.</p>', listed(a.doubtful),
+        '<h2>Rows dropped or merged</h2><p>The first of each reason; all are in the JSON file beside this page. <i>into</i> counts the rows of the ',
+        'result from 0.</p>', *(gone(r,rows) for r,rows in examples.items() if rows)])
 
 # %% ../nbs/12_preprocess.ipynb #021eab9e
 def _settings(positives, corpus, out, labels, item_types, min_abstract_chars, keep_title_only, languages):
