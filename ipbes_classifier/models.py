@@ -181,7 +181,8 @@ def _load_skops(path:Path)->Any:
     return skops.io.load(path, trusted=found)
 
 # %% ../nbs/21_models.ipynb #e501bdda
-KINDS = dict(baseline='ipbes_classifier.models:TfidfModel', encoder='ipbes_classifier.encoders:Encoder')  # kind -> the class that loads it
+KINDS = dict(baseline='ipbes_classifier.models:TfidfModel', encoder='ipbes_classifier.encoders:Encoder',
+             ensemble='ipbes_classifier.ensemble:EnsembleModel')  # kind -> the class that loads it
 
 # %% ../nbs/21_models.ipynb #59617bad
 def write_recipe(
