@@ -1,0 +1,69 @@
+# Plain make: works with GNU make and BSD make. `make` alone lists the targets.
+PYTHON = python3
+VENV = .venv
+BIN = $(VENV)/bin
+INSTALL = $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
+STATED = settings.ini setup.py pyproject.toml constraints.txt
+N = 20000
+
+help:
+	@echo 'make demo       install what the demo needs, run the whole way on a synthetic sample (about 10 minutes on 2 cores)'
+	@echo 'make test       install what developing needs, run all tests but the long ones'
+	@echo 'make test-long  run the long tests'
+	@echo 'make lab        open the pages in JupyterLab'
+	@echo 'make readme     write README.md from nbs/index.ipynb'
+	@echo 'make export     write ipbes_classifier/ from nbs/, and clean the notebooks'
+	@echo 'make bench      run the benchmarks on N=20000 records, into results/benchmarks/'
+	@echo 'make setup      install into .venv what the demo needs (PYTHON=python3.12 chooses the Python)'
+	@echo 'make setup-dev  install into .venv what developing needs'
+	@echo 'make pins       write constraints.txt from .venv'
+	@echo 'make clean      remove .venv and what tools leave behind; data, results and reports stay'
+
+setup: $(VENV)/.installed
+
+setup-dev: $(VENV)/.installed-dev
+
+# a stamp tells whether the environment still fits what settings.ini and the rest state
+$(VENV)/.installed: $(STATED)
+	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info>=(3,11) else "Python 3.11 or later is needed, this is "+sys.version.split()[0]+": make PYTHON=python3.12 ...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(INSTALL) -e '.[train,minilm]'
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(INSTALL) -e '.[dev]'
+	touch $@
+
+demo: setup
+	$(BIN)/ipbes demo
+
+test: setup-dev
+	$(BIN)/python -m pytest -m 'not long'
+
+test-long: setup-dev
+	$(BIN)/python -m pytest -m long
+
+lab: setup-dev
+	cd nbs && ../$(BIN)/jupyter lab
+
+readme: setup-dev
+	$(BIN)/python scripts/readme.py
+
+export: setup-dev
+	$(BIN)/nbdev_export
+	$(BIN)/nbdev_clean
+
+# the figures of full size stand in benchmarks/results/; a small run must not replace them
+bench: setup-dev
+	$(BIN)/python benchmarks/preprocess.py --n $(N) --results results/benchmarks/preprocess.json
+
+pins: setup-dev
+	(grep '^#' constraints.txt; $(BIN)/python -m pip freeze --exclude-editable --exclude pip --exclude setuptools --exclude wheel \
+		| sed 's/+.*//') > constraints.tmp
+	mv constraints.tmp constraints.txt
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .hypothesis .ruff_cache .mypy_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.PHONY: help setup setup-dev demo test test-long lab readme export bench pins clean
