@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -81,7 +82,7 @@ def _panels(names:Sequence[str], fig=None, height:float=2.8, share:bool=False)->
     axes = fig.subplots(rows, cols, squeeze=False, sharex=share, sharey=share).ravel().tolist()
     for ax in axes[n:]: ax.remove()
     for ax,name in zip(axes,names):
-        ax.set_title(name)
+        ax.set_title(fill(name,32))
         ax.tick_params(labelbottom=True)
     return fig,axes[:n]
 
@@ -133,11 +134,11 @@ def label_counts(
     splits = np.full(len(y),'all') if splits is None else np.asarray(splits, dtype=str)
     if len(splits)!=len(y): raise ValueError(f"y has {len(y)} rows, splits have {len(splits)}")
     names = _split_order(splits.tolist()) or ['all']
-    fig,axes = _panels(names, fig, height=1.2+0.32*len(labels), share=True)
+    fig,axes = _panels(names, fig, height=1.3+0.32*len(labels), share=True)
     for ax,name in zip(axes,names):
         part = y[splits==name]
         _count_bars(ax, part, labels)
-        ax.set_title(f'{name}: {len(part):,} records, {int((part.sum(1)==0).sum()):,} without a label', fontweight='normal')
+        ax.set_title(f'{name}: {len(part):,} records\n{int((part.sum(1)==0).sum()):,} without a label', fontweight='normal')
         ax.xaxis.set_major_locator(MaxNLocator(4))
         ax.xaxis.set_major_formatter(lambda x,_: _percent(x))
     axes[0].set_xlim(0, max(axes[0].get_xlim()[1],1e-3)*1.5)
@@ -216,7 +217,7 @@ def _threshold_panel(ax, y:np.ndarray, s:np.ndarray, threshold:float, color)->No
     for v,style,name,w in ((precision,'--','precision',1),(recall,':','recall',1.3),(f1,'-','F1',1.8)):
         ax.plot(t, v, style, color=color, label=name, linewidth=w)
     ax.axvline(threshold, color='black', linewidth=0.9, label='chosen')
-    ax.set_title(f'{ax.get_title()}: threshold {threshold:.3g}')
+    ax.set_title(f'{ax.get_title()}\nthreshold {threshold:.3g}')
 
 # %% ../nbs/26_plots.ipynb #222aa674
 @_style()
@@ -363,7 +364,7 @@ def score_histograms(
     for i,(ax,color) in enumerate(zip(axes,label_colors(labels).values())):
         if not len(y): _say(ax, 'no records'); continue
         _score_panel(ax, y[:,i], s[:,i], color)
-        ax.set_title(f'{labels[i]}: {y[:,i].sum():,} of {len(y):,}')
+        ax.set_title(f'{ax.get_title()}\n{y[:,i].sum():,} of {len(y):,}')
         ax.legend(loc='upper right')
     axes[0].set_ylabel('records')
     return fig
