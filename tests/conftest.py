@@ -1,0 +1,46 @@
+"What several test modules share: the project's root, the real data if there is any, and quiet, offline libraries."
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# tests run without a screen and never reach out for a model; threads of tokenizers do not survive a fork
+for name,value in dict(MPLBACKEND='Agg', HF_HUB_OFFLINE='1', TOKENIZERS_PARALLELISM='false').items(): os.environ.setdefault(name,value)
+
+
+@pytest.fixture(scope='session')
+def root()->Path:
+    "The folder that holds settings.ini."
+    return ROOT
+
+
+@pytest.fixture(scope='session')
+def real_data()->Path:
+    "The folder of real data that `IPBES_REAL_DATA` names; skips where it is not set."
+    folder = os.environ.get('IPBES_REAL_DATA')
+    if not folder: pytest.skip('IPBES_REAL_DATA is not set')
+    return Path(folder)
+
+
+def copy_tree(out:Path)->Path:
+    "Copy what the package is built from, as it stands in the working tree; returns `out`."
+    left = shutil.ignore_patterns('__pycache__','.ipynb_checkpoints','.*-*')
+    for name in ('nbs','ipbes_classifier','configs'): shutil.copytree(ROOT/name, out/name, ignore=left)
+    for p in ROOT.iterdir():
+        if p.is_file() and not p.name.startswith('.'): shutil.copy(p, out)
+    return out
+
+
+@pytest.fixture
+def tree(tmp_path)->Path:
+    "A copy of the project, free to be written to."
+    return copy_tree(tmp_path/'tree')
+
+
+@pytest.fixture(scope='session')
+def package_tree(tmp_path_factory)->Path:
+    "A copy of the project for building packages."
+    return copy_tree(tmp_path_factory.mktemp('package')/'tree')
