@@ -6,7 +6,7 @@
 __all__ = ['PREVALENCES', 'MEASURES', 'SOURCE_ONLY', 'parse_name', 'find_predictions', 'display_names', 'Comparison',
            'read_comparison', 'check_comparison', 'draw_weights', 'record_clusters', 'leaderboard', 'readable',
            'write_leaderboard', 'plain_rows', 'paired_difference', 'best_against_others', 'agreement', 'source_traits',
-           'source_only', 'with_source_only', 'find_members']
+           'source_predictions', 'source_only', 'with_source_only', 'find_members']
 
 # %% ../nbs/25_compare.ipynb #a7dab006
 import os
@@ -124,7 +124,7 @@ def check_comparison(
 def draw_weights(
     clusters:np.ndarray,  # (n,) cluster of each record of a test set
     n_boot:int=200,       # draws
-    seed:int=42,
+    seed:int|Sequence[int]=42, # same seed, same draws
 )->np.ndarray:            # (n_boot+1, n) how often each record was drawn; row 0 is all ones
     "Bootstrap draws of whole clusters, as weights."
     codes = np.unique(clusters, return_inverse=True)[1]
@@ -384,13 +384,13 @@ def source_traits(
 # %% ../nbs/25_compare.ipynb #3867f7eb
 SOURCE_ONLY = 'source only'
 
-def source_only(
+def source_predictions(
     records:pd.DataFrame,   # the cleaned data set
     fold:Fold,              # its rows
     labels:Sequence[str],   # label columns
     seed:int=42,
 )->Predictions:             # for the test records, in their order
-    "Predictions of a logistic regression on `source_traits` and their products, never on words; NaN-free, but constant for a label without positives."
+    "Predictions of a logistic regression on `source_traits` and their products, never on words."
     x,y,labels = source_traits(records),label_matrix(records,labels),list(labels)
     scores = np.column_stack([_fit_traits(x.iloc[fold.train],y[fold.train,j],seed)(x) for j in range(len(labels))])
     dev,test = fold.dev,fold.test
@@ -410,6 +410,18 @@ def _fit_traits(x:pd.DataFrame, y:np.ndarray, seed:int):
     model.fit(x.to_numpy(), y)
     return lambda z: model.predict_proba(z.to_numpy())[:,1]
 
+# %% ../nbs/25_compare.ipynb #57e760ed
+def source_only(
+    records:pd.DataFrame,   # the cleaned data set
+    fold:Fold,              # its rows
+    labels:Sequence[str],   # label columns
+    seed:int=42,
+)->pd.DataFrame:            # AP with its interval, AP at prevalences of the literature, WSS95, prevalence, positives and n; a row per label and macro
+    "How well the test records of a fold can be ranked by where they came from alone; to be read beside a model's figures."
+    c = Comparison(list(labels), [fold.fold], {SOURCE_ONLY:{fold.fold:source_predictions(records,fold,labels,seed)}})
+    columns = ['AP','AP_low','AP_high',*MEASURES[1:3],'WSS95','prevalence','positives','n']
+    return leaderboard(c, seed=seed).set_index('label')[columns]
+
 # %% ../nbs/25_compare.ipynb #3cb966ca
 def with_source_only(
     c:Comparison,                # the models
@@ -420,7 +432,7 @@ def with_source_only(
     "Let the source-only classifier stand beside the models; `ValueError` if their predictions are not of the present folds."
     data = read_dataset(settings) if data is None else data
     path,folder = project_path(settings,settings.paths.dataset),project_path(settings,settings.paths.folds_dir)
-    by = {k:source_only(data, read_fold(folder,k,run,path,len(data)), label_names(settings), settings.seed) for k in c.folds}
+    by = {k:source_predictions(data, read_fold(folder,k,run,path,len(data)), label_names(settings), settings.seed) for k in c.folds}
     return check_comparison(replace(c, models=c.models|{SOURCE_ONLY:by}))
 
 # %% ../nbs/25_compare.ipynb #a3424dcf
