@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PREVALENCES', 'MEASURES', 'SOURCE_ONLY', 'parse_name', 'find_predictions', 'display_names', 'Comparison',
            'read_comparison', 'check_comparison', 'draw_weights', 'record_clusters', 'leaderboard', 'readable',
-           'write_leaderboard', 'plain_rows', 'paired_difference', 'best_against_others', 'agreement', 'source_traits',
-           'source_predictions', 'source_only', 'with_source_only', 'find_members']
+           'write_tables', 'write_leaderboard', 'plain_rows', 'paired_difference', 'differences_to_others', 'agreement',
+           'source_traits', 'source_predictions', 'source_only', 'with_source_only', 'find_members', 'member_shares']
 
 # %% ../nbs/25_compare.ipynb #a7dab006
 import os
@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 
 from .config import Settings, label_names, project_path
-from .ensemble import check_members
+from .ensemble import check_members, on_scale
 from .files import atomic_path, read_json, write_json
 from .folds import Fold, read_clusters, read_fold
 from .metrics import Predictions, read_predictions, reading_order
@@ -268,13 +268,23 @@ def readable(
     return pd.DataFrame(rows).set_index(['model','label'])
 
 # %% ../nbs/25_compare.ipynb #e6b9a799
+def write_tables(
+    folder:str|os.PathLike, # where
+    **tables:pd.DataFrame,  # by file name without suffix
+)->list[Path]:              # the CSV files
+    "Write tables as CSV, atomically, with all digits."
+    paths = [Path(folder)/f'{name}.csv' for name in tables]
+    for path,table in zip(paths,tables.values()):
+        with atomic_path(path) as tmp: table.to_csv(tmp, index=False, lineterminator='\n')
+    return paths
+
+# %% ../nbs/25_compare.ipynb #fb80c213
 def write_leaderboard(
     table:pd.DataFrame,       # of `leaderboard`
     folder:str|os.PathLike,   # where
 )->list[Path]:                # leaderboard.csv and leaderboard.json
     "Write the leaderboard as CSV and JSON, atomically."
-    path = Path(folder)/'leaderboard.csv'
-    with atomic_path(path) as tmp: table.to_csv(tmp, index=False, lineterminator='\n')
+    path, = write_tables(folder, leaderboard=table)
     nested:dict = {}
     for row in plain_rows(table): nested.setdefault(row.pop('model'),{})[row.pop('label')] = row
     return [path, write_json(path.with_suffix('.json'), dict(models=nested, notes=table.attrs.get('notes',[])))]
@@ -323,20 +333,21 @@ def _difference(draws:np.ndarray, labels:Sequence[str], measure:str, label:str, 
     return dict(measure=measure, label=label, difference=float(d[0]), low=low, high=high, p=float(p), n_boot=len(d)-1)
 
 # %% ../nbs/25_compare.ipynb #378e633a
-def best_against_others(
+def differences_to_others(
     c:Comparison,                         # two models or more
-    table:pd.DataFrame,                   # of `leaderboard`; its first model is the best
+    model:str,                            # its name in the comparison, such as the first of a leaderboard
     clusters:Mapping[str,int]|None=None,  # near-duplicate cluster by record id
     measure:str='AP',                     # one of `MEASURES`
-    n_boot:int=1000,
+    n_boot:int=1000,                      # bootstrap draws
     seed:int=42,
-)->pd.DataFrame:                          # a row per other model and label: a, b, label, difference, low, high, p, p_holm
-    "Paired differences of the first model of a leaderboard to all others; `p_holm` is corrected within each label (Holm 1979)."
-    best,*others = dict.fromkeys(table.model)
-    draws = {o:_paired_draws(c.models[best],c.models[o],clusters,n_boot,seed) for o in others}
-    rows = [dict(a=best,b=o)|_difference(draws[o],c.labels,measure,l,0.95) for o in others for l in (*c.labels,'macro')]
+)->pd.DataFrame:                          # a row per other model and label: a, b, measure, label, difference, low, high, p, n_boot, p_holm
+    "Paired differences of one model to all others; `p_holm` is corrected within each label (Holm 1979, Scandinavian Journal of Statistics 6(2))."
+    if model not in c.models: raise ValueError(f"unknown model {model!r}; known: {', '.join(c.models)}")
+    first = _model_draws(c.models[model],clusters,n_boot,seed)
+    draws = {o:first-_model_draws(by,clusters,n_boot,seed) for o,by in c.models.items() if o!=model}
+    rows = [dict(a=model,b=o)|_difference(d,c.labels,measure,l,0.95) for o,d in draws.items() for l in (*c.labels,'macro')]
     out = pd.DataFrame(rows, columns=['a','b','measure','label','difference','low','high','p','n_boot'])
-    return out.assign(p_holm=out.groupby('label')['p'].transform(_holm) if len(out) else [])
+    return out.assign(p_holm=out.groupby('label')['p'].transform(_holm) if len(out) else out['p'])
 
 # %% ../nbs/25_compare.ipynb #ee1b2cdd
 def _holm(p:pd.Series)->pd.Series:
@@ -437,9 +448,22 @@ def with_source_only(
 
 # %% ../nbs/25_compare.ipynb #a3424dcf
 def find_members(
-    t:Trained, # what `ensemble` returned
-)->list[tuple[Run,Path]]: # test predictions: members first, then the ensemble
+    t:Trained,                # what `ensemble` returned
+)->list[tuple[Run,Path]]:     # test predictions: members first, then the ensemble
     "The prediction files of an ensemble's members and its own."
     folder = t.files['test'].parent.resolve()
     inputs = [(Path(t.settings.root)/p).resolve() for p in read_json(t.files['checkpoint']/'provenance.json')['inputs']]
     return [(r,p) for p in [*inputs,t.files['test']] if p.resolve().parent==folder and (r:=parse_name(p.name))]
+
+# %% ../nbs/25_compare.ipynb #8797c178
+def member_shares(
+    t:Trained,       # what `ensemble` returned
+)->pd.DataFrame:     # a row per member and label: member, label, weight, share (0 to 1, adds up to 1 within a label; NaN where all weights are 0)
+    "How much each member of an ensemble moves its scores."
+    combination,labels = t.model.combination,t.model.labels
+    runs = [r for r,_ in find_members(t)][:-1]
+    spread = np.array([on_scale(read_predictions(predictions_path(t.settings,r,'dev')).scores,combination.scale).std(0) for r in runs])
+    moved = combination.weights*spread
+    share = _ratio(moved,moved.sum(0))
+    return pd.DataFrame([dict(member=r.model, label=l, weight=float(combination.weights[i,j]), share=float(share[i,j]))
+                         for i,r in enumerate(runs) for j,l in enumerate(labels)])
