@@ -13,7 +13,7 @@ help:
 	@echo 'make lab        open the pages in JupyterLab'
 	@echo 'make readme     write README.md from nbs/index.ipynb'
 	@echo 'make export     write ipbes_classifier/ from nbs/, and clean the notebooks'
-	@echo 'make bench      run the benchmarks on N=20000 records, into results/benchmarks/'
+	@echo 'make bench      run the benchmarks, small (N=20000 records), into results/benchmarks/'
 	@echo 'make setup      install into .venv what the demo needs (PYTHON=python3.12 chooses the Python)'
 	@echo 'make setup-dev  install into .venv what developing needs'
 	@echo 'make pins       write constraints.txt from .venv'
@@ -44,7 +44,7 @@ test-long: setup-dev
 	$(BIN)/python -m pytest -m long
 
 lab: setup-dev
-	cd nbs && ../$(BIN)/jupyter lab
+	$(BIN)/jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/nbs/index.ipynb
 
 readme: setup-dev
 	$(BIN)/python scripts/readme.py
@@ -56,6 +56,7 @@ export: setup-dev
 # the figures of full size stand in benchmarks/results/; a small run must not replace them
 bench: setup-dev
 	$(BIN)/python benchmarks/preprocess.py --n $(N) --results results/benchmarks/preprocess.json
+	test -z "$$IPBES_REAL_DATA" || $(BIN)/python benchmarks/quality.py --quick --work results/quality_quick --results results/benchmarks/quality.json
 
 pins: setup-dev
 	(grep '^#' constraints.txt; $(BIN)/python -m pip freeze --exclude-editable --exclude pip --exclude setuptools --exclude wheel \

@@ -10,6 +10,9 @@ ROOT = Path(__file__).resolve().parents[1]
 # tests run without a screen and never reach out for a model; threads of tokenizers do not survive a fork
 for name,value in dict(MPLBACKEND='Agg', HF_HUB_OFFLINE='1', TOKENIZERS_PARALLELISM='false').items(): os.environ.setdefault(name,value)
 
+# a page runs in nbs/, where a relative path would mean another folder
+if os.environ.get('IPBES_REAL_DATA'): os.environ['IPBES_REAL_DATA'] = str(Path(os.environ['IPBES_REAL_DATA']).resolve())
+
 
 @pytest.fixture(scope='session')
 def root()->Path:
