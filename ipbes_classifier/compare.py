@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['PREVALENCES', 'MEASURES', 'SOURCE_ONLY', 'parse_name', 'find_predictions', 'display_names', 'Comparison',
            'read_comparison', 'check_comparison', 'draw_weights', 'record_clusters', 'leaderboard', 'readable',
-           'write_tables', 'write_leaderboard', 'plain_rows', 'paired_difference', 'differences_to_others', 'agreement',
-           'source_traits', 'source_predictions', 'source_only', 'with_source_only', 'find_members', 'member_shares']
+           'write_tables', 'write_leaderboard', 'plain_rows', 'paired_difference', 'differences_to_others', 'pooled',
+           'agreement', 'source_traits', 'source_predictions', 'source_only', 'with_source_only', 'find_members',
+           'member_shares']
 
 # %% ../nbs/25_compare.ipynb #a7dab006
 import os
@@ -356,13 +357,24 @@ def _holm(p:pd.Series)->pd.Series:
     return (x*np.arange(len(x),0,-1)).clip(upper=1).cummax().reindex(p.index)
 
 # %% ../nbs/25_compare.ipynb #28421729
+def pooled(
+    by_fold:Mapping[int,Predictions], # a model's predictions by fold
+)->Predictions:                       # fold after fold; `probs` is None if a fold has none
+    "All folds as one. Decisions and calibrated probabilities of different folds can be pooled; scores should not be ranked together."
+    parts = [by_fold[k] for k in sorted(by_fold)]
+    y,preds,scores = (np.concatenate([getattr(p,k) for p in parts]) for k in ('y','preds','scores'))
+    probs = [p.probs for p in parts if p.probs is not None]
+    return Predictions(parts[0].labels, y, preds, scores, np.concatenate(probs) if len(probs)==len(parts) else None,
+                       pd.concat([p.frame for p in parts], ignore_index=True))
+
+# %% ../nbs/25_compare.ipynb #565e195d
 def agreement(
     predictions:Comparison|Sequence[tuple[Run,Path]], # of `read_comparison`, or of `find_predictions`
 )->pd.DataFrame:                                      # a, b, label, equal (0 to 1), kappa (NaN where neither says yes, or both always do)
     "Share of equal decisions and Cohen's kappa of each pair of models, per label."
     from sklearn.metrics import cohen_kappa_score
     c = _comparison(predictions)
-    preds = {n:np.concatenate([by[k].preds for k in c.folds]) for n,by in c.models.items()}
+    preds = {n:pooled(by).preds for n,by in c.models.items()}
     def kappa(x,z): return float(cohen_kappa_score(x,z)) if len(np.union1d(x,z))>1 else np.nan
     rows = [dict(a=a, b=b, label=l, equal=float((preds[a][:,j]==preds[b][:,j]).mean()), kappa=kappa(preds[a][:,j],preds[b][:,j]))
             for a,b in combinations(c.models,2) for j,l in enumerate(c.labels)]
