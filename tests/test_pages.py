@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from papermill import inspect_notebook
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted(p for p in (ROOT/'nbs').glob('*.ipynb') if not p.name.startswith('.'))
@@ -147,6 +148,9 @@ def test_report_has_parameters_and_a_language(path):
     tagged = [c for c in nb['cells'] if 'parameters' in c['metadata'].get('tags',[])]
     assert len(tagged)==1, f"{path.name}: one cell tagged `parameters`"
     assert nb['metadata']['kernelspec']['language']=='python'
+    names = []
     for node in ast.parse(''.join(tagged[0]['source'])).body:
         assert isinstance(node, ast.AnnAssign), f"{path.name}: `{ast.unparse(node)}` should be `name: type = literal  # what it is`"
         ast.literal_eval(node.value)
+        names.append(node.target.id)
+    assert list(inspect_notebook(str(path)))==names, f"{path.name}: papermill skips a line with a second `=`, be it in the comment"
