@@ -23,7 +23,7 @@ from .losses import make_loss, trainer_loss
 from .models import SHORT_NAMES, input_texts, label_matrix, model_name, write_recipe
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
 # %% ../nbs/21b_encoders.ipynb #1c691296
 MINILM_HUB = 'sentence-transformers/all-MiniLM-L6-v2'

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from .config import Baseline, Input, Settings, label_names
-from .files import read_json, write_json
+from .files import read_json, write_json, write_text
 
 if TYPE_CHECKING:
     from sklearn.base import BaseEstimator
@@ -114,6 +114,7 @@ class TfidfModel:
         "Learn vocabulary and classifiers from `train` alone; `dev` is not read."
         self.pipeline = _tfidf(self.settings, len(train), self._classifier(self.settings,self.seed))
         self.pipeline.fit(_bag(train,self.recipe), label_matrix(train,self.labels))
+        for e in self.pipeline[1].estimators_: _one_job(e)
         return self
 
     def scores(self, records:pd.DataFrame)->np.ndarray:
@@ -124,9 +125,8 @@ class TfidfModel:
         return np.column_stack([_squash(e,x) for e in self.pipeline[1].estimators_])
 
     def save(self, folder:str|os.PathLike)->None:
-        "Write `model.skops` and `recipe.json`."
-        import skops.io
-        skops.io.dump(self.pipeline, Path(folder)/'model.skops')
+        "Write `model.skops`, `vocabulary.txt` and `recipe.json`."
+        _save_pipeline(self.pipeline, Path(folder))
         write_recipe(self, folder, seed=self.seed, settings=asdict(self.settings))
 
     @classmethod
@@ -134,7 +134,7 @@ class TfidfModel:
         "Read what `save` wrote."
         r = read_json(Path(folder)/'recipe.json')
         self = cls(r['name'], r['labels'], Input(**r['input']), Baseline(**r['settings']), r['seed'])
-        self.pipeline = _load_skops(Path(folder)/'model.skops')
+        self.pipeline = _load_pipeline(Path(folder))
         return self
 
 # %% ../nbs/21_models.ipynb #a53fbbb2
@@ -150,6 +150,11 @@ def _tfidf(s:Baseline, n_train:int, classifier:'BaseEstimator')->Any:
     from sklearn.pipeline import make_pipeline
     return make_pipeline(TfidfVectorizer(ngram_range=(1,s.ngram_max), max_features=s.max_features, min_df=min(s.min_df,n_train),
                                          sublinear_tf=True, strip_accents='unicode', dtype=np.float32), classifier)
+
+# %% ../nbs/21_models.ipynb #c2ce618a
+def _one_job(estimator:Any)->None:
+    "Let a fitted estimator answer on one thread, so that equal questions get equal answers."
+    if hasattr(estimator,'n_jobs'): estimator.n_jobs = 1
 
 # %% ../nbs/21_models.ipynb #0ea6feac
 def _squash(estimator:Any, x:Any)->np.ndarray:
@@ -173,6 +178,24 @@ def label_matrix(
 # %% ../nbs/21_models.ipynb #631d163b
 TRUSTED = ('numpy.dtype','scipy.sparse._csr.csr_matrix','sklearn.','numpy.random')  # what a baseline may consist of
 
+def _save_pipeline(pipeline:Any, folder:Path)->None:
+    "The estimators as `model.skops`, the vocabulary as one term a line in the order of the columns."
+    import copy
+    import skops.io
+    words = copy.copy(pipeline[0])
+    terms,words.vocabulary_ = words.vocabulary_,{}
+    write_text(folder/'vocabulary.txt', ''.join(f'{t}\n' for t in sorted(terms,key=terms.get)))
+    skops.io.dump([words,pipeline[1]], folder/'model.skops')
+
+# %% ../nbs/21_models.ipynb #087071d7
+def _load_pipeline(folder:Path)->Any:
+    "What `_save_pipeline` wrote."
+    from sklearn.pipeline import make_pipeline
+    words,classifier = _load_skops(folder/'model.skops')
+    words.vocabulary_ = {t:i for i,t in enumerate((folder/'vocabulary.txt').read_text(encoding='utf-8').split('\n')[:-1])}
+    return make_pipeline(words, classifier)
+
+# %% ../nbs/21_models.ipynb #9f8b7cb7
 def _load_skops(path:Path)->Any:
     "What `path` holds; `ValueError` if it holds types that no baseline has."
     import skops.io

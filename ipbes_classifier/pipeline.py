@@ -144,7 +144,7 @@ def execute_report(
     try:
         with atomic_path(out) as tmp:
             try: papermill.execute_notebook(str(report_path(s,t.report)), str(tmp), parameters=dict(t.parameters), cwd=s.root, kernel_name='python3',
-                                            progress_bar=False, log_output=False)
+                                            progress_bar=False, log_output=False, extra_arguments=['--log-level=ERROR'])
             except BaseException:
                 if tmp.stat().st_size: tmp.rename(failed)
                 raise

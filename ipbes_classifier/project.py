@@ -11,8 +11,6 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from .config import Settings, label_names, load_config, project_path, resource_dir
 from .folds import Fold, make_folds, near_duplicate_clusters, write_folds
 from .preprocess import Account, preprocess

@@ -108,7 +108,7 @@ def read_results(
     path:str|os.PathLike, # results.csv
 )->pd.DataFrame:          # a row per run; undefined measures are NaN
     "Read the table of runs; `ValueError` if it lacks a key column."
-    df = pd.read_csv(path, float_precision='round_trip', keep_default_na=False, na_values=[''])
+    df = pd.read_csv(path, keep_default_na=False, na_values=[''])
     if missing := [k for k in KEYS if k not in df]: raise ValueError(f"{path}: no column {', '.join(missing)}; found {', '.join(df.columns[:8])}, ...")
     return df
 

@@ -107,7 +107,7 @@ def predict(
     progress:bool=False,                 # show a bar
 )->Path:                                 # `out`
     "Score every record of a file, in its order; `ValueError` if `out` has another suffix or `path` cannot be read."
-    from tqdm.auto import tqdm
+    from tqdm import tqdm
     out = Path(out)
     if out.suffix not in ('.csv','.parquet'): raise ValueError(f"{out}: unknown suffix {out.suffix!r}; .csv or .parquet")
     screener = Screener.load(*models)
