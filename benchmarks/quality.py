@@ -24,7 +24,7 @@ from ipbes_classifier.records import read_records
 
 MODELS = ['tfidf-logreg','minilm']
 SETTINGS = ['paths.dataset=data/cleaned_dataset.parquet','input.max_length=128','ensemble.method=weights','logging.progress=false',
-            'models={minilm: {num_train_epochs: 4, learning_rate: 1e-4, per_device_train_batch_size: 16, gradient_accumulation_steps: 1, '
+            'models={minilm: {num_train_epochs: 3, learning_rate: 1e-4, per_device_train_batch_size: 16, gradient_accumulation_steps: 1, '
             'metric_for_best_model: eval_AP_macro, pos_weight: {IAS: 2, SUA: 8, VA: 8}, optional_negatives: 4000, early_stopping_patience: 0}}']
 QUICK = ['input.max_length=64','baseline.max_features=20000','folds.n_folds=2',
          'models={minilm: {num_train_epochs: 1, learning_rate: 1e-4, per_device_train_batch_size: 16, gradient_accumulation_steps: 1, optional_negatives: 200}}']

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MINILM_HUB', 'MINILM_SHA256', 'encoder_source', 'Encoder', 'encode', 'token_lengths', 'length_batches',
-           'score_encoded', 'choose_precision', 'training_arguments', 'fine_tune', 'free_memory']
+           'score_encoded', 'choose_precision', 'training_arguments', 'full_precision', 'fine_tune', 'free_memory']
 
 # %% ../nbs/21b_encoders.ipynb #68caa569
 import gc
@@ -23,7 +23,7 @@ from .losses import make_loss, trainer_loss
 from .models import SHORT_NAMES, input_texts, label_matrix, model_name, write_recipe
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
 # %% ../nbs/21b_encoders.ipynb #1c691296
 MINILM_HUB = 'sentence-transformers/all-MiniLM-L6-v2'
@@ -265,6 +265,26 @@ def _callbacks(t:Training, tensorboard_dir:str|os.PathLike|None)->list:
         out.append(TensorBoardCallback(SummaryWriter(str(tensorboard_dir))))
     return out
 
+# %% ../nbs/21b_encoders.ipynb #dab6e905
+@contextmanager
+def full_precision(
+    model:'PreTrainedModel', # perhaps wrapped for mixed precision
+)->Iterator[None]:
+    "Take the mixed-precision wrapping off a model's `forward` for a while."
+    wrapped = model.__dict__.pop('forward',None)
+    try: yield
+    finally:
+        if wrapped is not None: model.forward = wrapped
+
+# %% ../nbs/21b_encoders.ipynb #950b89ef
+def _trainer_class()->type['Trainer']:
+    "A `Trainer` that scores dev in float32."
+    from transformers import Trainer
+    class ExactTrainer(Trainer):
+        def evaluation_loop(self, *args:Any, **kwargs:Any)->Any:
+            with full_precision(self.model): return super().evaluation_loop(*args, **kwargs)
+    return ExactTrainer
+
 # %% ../nbs/21b_encoders.ipynb #2578b3ae
 def fine_tune(
     encoder:Encoder,                             # changed in place
@@ -277,11 +297,11 @@ def fine_tune(
 )->list[dict]:                                   # losses and dev measures of each epoch
     "Fine-tune with the Hugging Face `Trainer`; the best epoch's weights stay in `encoder`."
     import tempfile
-    from transformers import DataCollatorWithPadding, PrinterCallback, Trainer
+    from transformers import DataCollatorWithPadding, PrinterCallback
     from transformers.trainer_utils import get_last_checkpoint
     work = Path(work_dir or tempfile.mkdtemp())
     work.mkdir(parents=True, exist_ok=True)
-    trainer = Trainer(
+    trainer = _trainer_class()(
         encoder.model, training_arguments(encoder.training, work, encoder.seed, progress),
         train_dataset=_dataset(encoder,train), eval_dataset=_dataset(encoder,dev,by_length=True), processing_class=encoder.tokenizer,
         data_collator=DataCollatorWithPadding(encoder.tokenizer), compute_metrics=_dev_measures(encoder.labels,encoder.training.metric_for_best_model),
@@ -289,7 +309,7 @@ def fine_tune(
     trainer.remove_callback(PrinterCallback)
     with _quiet(): trainer.train(resume_from_checkpoint=get_last_checkpoint(str(work)) if resume else None)
     log = trainer.state.log_history
-    encoder.model.eval()
+    encoder.model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).eval()
     free_memory()
     return log
 
