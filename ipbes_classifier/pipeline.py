@@ -229,7 +229,7 @@ def run_grid(
 )->Grid:
     "Models x folds x losses x runs, then ensembles and a comparison; finished and unchanged reports are skipped."
     models,folds = list(models or s.ensemble.models), list(folds or range(s.folds.n_folds))
-    p = dict(root='', **(parameters or {}))
+    p = dict(root='', with_title=s.input.with_title, with_keywords=s.input.with_keywords) | dict(parameters or {})
     tasks = train_tasks(models, folds, losses, runs, **p)
     several = with_ensemble and len(models)>1
     shared = {k:v for k,v in p.items() if k!='best_metric'}
