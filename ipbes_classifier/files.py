@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
@@ -53,13 +54,13 @@ def write_text(
 # %% ../nbs/01_files.ipynb #f35d2b68
 def write_json(
     path:str|os.PathLike, # where
-    obj,                  # anything JSON can hold; paths and NumPy numbers are converted
+    obj:Any,              # anything JSON can hold; paths, sets and NumPy numbers are converted
 )->Path:                  # `path`
-    "Write `obj` as indented JSON with sorted keys, atomically; NaN is refused, since JSON has none."
+    "Write `obj` as indented JSON with sorted keys, atomically; `ValueError` for NaN, which JSON has not, `TypeError` for what it cannot hold."
     return write_text(path, json.dumps(obj, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False, default=_plain)+'\n')
 
 # %% ../nbs/01_files.ipynb #b547b7dd
-def _plain(o):
+def _plain(o:Any)->Any:
     "What JSON does not know: NumPy scalars and arrays, paths, sets."
     if hasattr(o,'tolist'): return o.tolist()
     if isinstance(o,os.PathLike): return os.fspath(o)
@@ -69,7 +70,7 @@ def _plain(o):
 # %% ../nbs/01_files.ipynb #d634e832
 def read_json(
     path:str|os.PathLike, # a JSON file
-):                        # what it holds
+)->Any:                   # what it holds
     "Read a JSON file; `ValueError` names the file if it is not JSON."
     try: return json.loads(Path(path).read_text(encoding='utf-8'))
     except json.JSONDecodeError as e: raise ValueError(f"{path} is not JSON: {e}") from e
@@ -124,7 +125,7 @@ def file_hash(
 
 # %% ../nbs/01_files.ipynb #197ef1d3
 def obj_hash(
-    obj, # anything `write_json` can write
-)->str:  # sha256 of its JSON with sorted keys
+    obj:Any, # anything `write_json` can write
+)->str:      # sha256 of its JSON with sorted keys
     "A hash of settings or other small objects that does not depend on the order of keys."
     return hashlib.sha256(json.dumps(obj, sort_keys=True, default=_plain).encode()).hexdigest()
