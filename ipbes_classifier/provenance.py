@@ -23,12 +23,13 @@ from .config import Settings
 from .files import file_hash, write_json
 
 # %% ../nbs/02_provenance.ipynb #ce2e6001
-PACKAGES = ('ipbes_classifier','torch','transformers','tokenizers','scikit-learn','pandas','numpy','scipy')
+PACKAGES = ('ipbes_classifier','torch','transformers','tokenizers','scikit-learn','pandas','numpy','scipy')  # that decide a result
 
+# %% ../nbs/02_provenance.ipynb #626ed90e
 @lru_cache
 def versions(
-    packages:Sequence[str]=PACKAGES, # distribution names
-)->dict[str,str]:                    # name to version; '' if it is not installed
+    packages:tuple[str,...]=PACKAGES, # distribution names
+)->dict[str,str]:                     # name to version; '' if it is not installed
     "Versions of the packages that decide a result, and of Python."
     def version(p):
         try: return metadata.version(p)
@@ -89,7 +90,7 @@ def write_provenance(
 def seed_everything(
     seed:int, # any whole number from 0 to 2**32-1
 )->None:
-    "Seed Python, NumPy and PyTorch, the GPUs included, and choose deterministic operations."
+    "Seed Python, NumPy and PyTorch, the GPUs included, and choose the deterministic operations of cuDNN."
     import numpy as np
     import torch
     random.seed(seed)
