@@ -56,18 +56,18 @@ class Data:
 @dataclass
 class Folds:
     "How records are split; see the page on folds."
-    n_folds:int = 5
+    n_folds:int = 5                                      # test sets, which share no record
     n_runs:int = 1                                       # repetitions with other seeds
     test_size:float = 0.15                               # share of the records in each test set
-    dev_size:float = 0.15
+    dev_size:float = 0.15                                # share of the records in each dev set
     near_duplicate:float = 0.8                           # Jaccard similarity from which two texts are one paper
 
 # %% ../nbs/00_config.ipynb #d37a951d
 @dataclass
 class Input:
     "The input recipe: what of a record a model reads. It travels with the checkpoint."
-    with_title:bool = True
-    with_keywords:bool = False
+    with_title:bool = True                               # read the title
+    with_keywords:bool = False                           # read the author keywords or topics
     encoding:str = 'pair'                                # pair: title and abstract as two segments; joined: one text
     max_length:int = 512                                 # tokens
 
@@ -76,20 +76,20 @@ class Input:
 class Training:
     "How an encoder is fine-tuned."
     learning_rate:float = 2e-5
-    num_train_epochs:int = 10
+    num_train_epochs:int = 10                            # at most
     per_device_train_batch_size:int = 35
     per_device_eval_batch_size:int = 32
-    gradient_accumulation_steps:int = 4
+    gradient_accumulation_steps:int = 4                  # batches per step of the optimiser
     warmup_ratio:float = 0.1                             # share of the steps over which the learning rate rises
     weight_decay:float = 0.01
     lr_scheduler_type:str = 'linear'
     early_stopping_patience:int = 2                      # epochs without improvement; 0: never stop early
-    metric_for_best_model:str = 'eval_AP_weighted'
+    metric_for_best_model:str = 'eval_AP_weighted'       # dev measure that chooses the epoch
     optional_negatives:int = 0                           # negatives sampled into training; 0: all. Never into dev or test
-    pos_weight:dict[str,float] = field(default_factory=dict)
-    pos_weight_default:float = 1.
-    focal_alpha:float = 0.25
-    focal_gamma:float = 2.
+    pos_weight:dict[str,float] = field(default_factory=dict) # label name -> weight of its positives
+    pos_weight_default:float = 1.                        # of labels that are not named there
+    focal_alpha:float = 0.25                             # weight of positives, 0 to 1; negatives get the rest
+    focal_gamma:float = 2.                               # how fast easy cells fade; 0: not at all
     precision:str = 'auto'                               # auto, float32, bf16 or fp16
     activation_checkpointing:bool = False                # less memory, about a third slower
     dataloader_num_workers:int = 0
@@ -117,8 +117,8 @@ class Thresholds:
 class Hpo:
     "The hyper-parameter search."
     n_trials:int = 0                                     # recorded in results.csv; 0: settings were not searched
-    metric:str = 'eval_AP_weighted'
-    mode:str = 'max'
+    metric:str = 'eval_AP_weighted'                      # what the search looks at
+    mode:str = 'max'                                     # max or min
 
 # %% ../nbs/00_config.ipynb #920a84c6
 @dataclass
@@ -133,8 +133,8 @@ class Ensemble:
 class Logging:
     "What a run tells while it works."
     level:str = 'warning'                                # of the libraries below
-    tensorboard:bool = True
-    progress:bool = True
+    tensorboard:bool = True                              # event files below results/tensorboard
+    progress:bool = True                                 # bars
 
 # %% ../nbs/00_config.ipynb #77d652c4
 @dataclass
@@ -293,10 +293,8 @@ def _choice(key:str, value:str, options:Sequence[str])->None:
     if value not in options: raise ValueError(f"configuration: `{key}` is {value!r}; one of {', '.join(options)}")
 
 # %% ../nbs/00_config.ipynb #96958baa
-def check_settings(
-    s:Settings, # settings of the right types
-)->Settings:    # the same
-    "Refuse values that cannot work, naming the key: label names, shares, choices, per-model training settings."
+def _check_labels(s:Settings)->None:
+    "Refuse labels without a usable name of their own, and weights of labels that there are not."
     names = [l.name for l in s.labels]
     if not names: raise ValueError("configuration: `labels` is empty; name at least one label")
     for n in names:
@@ -304,6 +302,13 @@ def check_settings(
         if names.count(n)>1: raise ValueError(f"configuration: label {n!r} stands twice in `labels`")
     for l in set(s.training.pos_weight)-set(names):
         raise ValueError(f"configuration: `training.pos_weight.{l}`: no such label; labels: {', '.join(names)}")
+
+# %% ../nbs/00_config.ipynb #d3e612bf
+def check_settings(
+    s:Settings, # settings of the right types
+)->Settings:    # the same
+    "Refuse values that cannot work, naming the key: label names, shares, choices, per-model training settings."
+    _check_labels(s)
     for key in ('test_size','dev_size','near_duplicate'):
         if not 0<getattr(s.folds,key)<1: raise ValueError(f"configuration: `folds.{key}` is {getattr(s.folds,key)}; between 0 and 1")
     _choice('input.encoding', s.input.encoding, ('pair','joined'))
