@@ -37,7 +37,7 @@ def preprocess_project(
     positives:Mapping[str,Sequence[str|os.PathLike]]|None=None, # label to files; default: as configured
     corpus:Sequence[str|os.PathLike]|None=None,         # default: as configured
     out:str|os.PathLike|None=None,                      # the data set to write; default: as configured
-)->Account:
+)->Account:                                              # what became of every raw row
     "Make the cleaned data set of a project; `ValueError` if a label is not configured or no file is named."
     labels = label_names(s)
     if positives is None: positives = {l.name:[project_path(s,p) for p in l.positives] for l in s.labels if l.positives}
@@ -81,12 +81,12 @@ def sample_project(
     split_project(s)
     return s
 
-# %% ../nbs/15_project.ipynb #0ecd8c3f
+# %% ../nbs/15_project.ipynb #268d8c09
 def open_project(
-    root:str|os.PathLike='',       # project folder; '': the nearest parent with `configs/`; `sample`: a new synthetic project
+    root:str|os.PathLike='',          # project folder; '': the nearest parent with `configs/`; `sample`: a new synthetic project
     config:str|os.PathLike|None=None, # a settings file laid over the project's
-    overrides:Sequence[str]=(),    # `key=value` settings
-)->Settings:
+    overrides:Sequence[str]=(),       # `key=value` settings
+)->Settings:                          # its settings; `root` in them is absolute
     "The settings of a project, for reports: one that exists, or a small synthetic one in a temporary folder."
     import tempfile
     if root!='sample': return load_config(config or None, overrides, root or None)
