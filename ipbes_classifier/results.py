@@ -27,10 +27,10 @@ class Run:
     "What names the results of one model on one fold."
     model:str                 # its name: last part of a hub id or folder, a baseline's name, `Ensemble`
     loss:str                  # BCE, focal, or a baseline's own
-    fold:int = 0
+    fold:int = 0              # which fold it is tested on
     run:int = 0               # repetition
-    with_title:bool = True
-    with_keywords:bool = False
+    with_title:bool = True    # reads the title
+    with_keywords:bool = False  # reads the keywords
     optional_negatives:int = 0  # sampled into training, 0: all
 
     @property
@@ -48,21 +48,23 @@ class Run:
 def checkpoint_path(
     s:Settings, # where results go
     r:Run,      # which
-)->Path:
+)->Path:        # absolute
     "The checkpoint folder of a run."
     return project_path(s, s.paths.final_model_dir)/r.checkpoint
 
+# %% ../nbs/20b_results.ipynb #c263c64d
 def predictions_path(
     s:Settings,        # where results go
     r:Run,             # which
     split:str='test',  # test or dev
-)->Path:
+)->Path:               # absolute
     "The prediction file of a run on one split."
     return project_path(s, s.paths.dev_preds_dir if split=='dev' else s.paths.test_preds_dir)/r.predictions
 
+# %% ../nbs/20b_results.ipynb #b5b50c3d
 def results_path(
     s:Settings, # where results go
-)->Path:
+)->Path:        # absolute
     "The table with a row per run."
     return project_path(s, s.paths.metrics_dir)/'results.csv'
 
@@ -93,6 +95,7 @@ def write_predictions(
 # %% ../nbs/20b_results.ipynb #34db89b3
 KEYS = ['model_name','loss_type','fold','run','with_title','with_keywords']  # what tells rows of results.csv apart
 
+# %% ../nbs/20b_results.ipynb #b0734f4f
 def result_row(
     r:Run,                       # which run
     measures:Mapping[str,float], # of `evaluate`
