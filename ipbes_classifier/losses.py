@@ -44,10 +44,12 @@ def _bce(t:Training, labels:list[str])->Callable:
     weight = torch.tensor([t.pos_weight.get(l,t.pos_weight_default) for l in labels])
     return lambda logits,y: bce_loss(logits, y, weight.to(logits))
 
+# %% ../nbs/21a_losses.ipynb #8021c4e9
 def _focal(t:Training, labels:list[str])->Callable:
     "Focal loss with the configured alpha and gamma."
     return lambda logits,y: focal_loss(logits, y, t.focal_alpha, t.focal_gamma)
 
+# %% ../nbs/21a_losses.ipynb #a20a8c6d
 LOSSES:dict[str,Callable] = dict(BCE=_bce, focal=_focal)  # name -> function of settings and labels that makes the loss
 
 # %% ../nbs/21a_losses.ipynb #05337658
