@@ -63,10 +63,11 @@ def _stacking(y:np.ndarray, scores:Sequence[np.ndarray], scale:str, seed:int)->C
     return Combination(weights, np.array([b for _,b in fitted])-(weights*mean).sum(0), 'logit')
 
 # %% ../nbs/24_ensemble.ipynb #8bfbac85
-PRIOR = 10.  # strength of the pull towards equal weights, in units of the squared weights' distance
+PRIOR = 10.  # strength of the pull towards equal weights
 
+# %% ../nbs/24_ensemble.ipynb #57385cee
 def _fit_label(y:np.ndarray, z:np.ndarray)->tuple[np.ndarray,float]:
-    "Weights (n_members,) >= 0 and a constant: logistic loss plus `PRIOR` times the squared distance of the weights from their mean."
+    "Weights (n_members,) >= 0 and a constant: logistic loss plus half of `PRIOR` times the squared distance of the weights from their mean."
     from scipy.optimize import minimize
     m = z.shape[1]
     def loss(w:np.ndarray)->tuple[float,np.ndarray]:
@@ -97,7 +98,7 @@ def simplex(
 
 # %% ../nbs/24_ensemble.ipynb #109824b1
 def _plateau(y:np.ndarray, z:np.ndarray, grid:np.ndarray, seed:int, n_boot:int=50)->np.ndarray:
-    "The mean of the weightings whose average precision is within one standard error of the best, over bootstrap samples."
+    "The mean of the weightings whose average precision over bootstrap samples of dev is near the best: within its spread / sqrt(10)."
     rng = np.random.default_rng(seed)
     pos,neg = np.flatnonzero(y==1),np.flatnonzero(y==0)
     samples = [np.concatenate([rng.choice(pos,len(pos)),rng.choice(neg,len(neg))]) for _ in range(n_boot)]
@@ -105,23 +106,24 @@ def _plateau(y:np.ndarray, z:np.ndarray, grid:np.ndarray, seed:int, n_boot:int=5
     best = ap.mean(1).argmax()
     return grid[ap.mean(1)>=ap[best].mean()-ap[best].std()/np.sqrt(10)].mean(0)
 
-# %% ../nbs/24_ensemble.ipynb #e16022c9
-METHODS = dict(mean=_mean, weights=_weights, stacking=_stacking)
+# %% ../nbs/24_ensemble.ipynb #1e6a302a
+METHODS = dict(mean=_mean, weights=_weights, stacking=_stacking)  # name -> function of labels, scores, scale and seed that fits
 
+# %% ../nbs/24_ensemble.ipynb #eb093bec
 def fit_combination(
     y:np.ndarray,                # (n, n_labels) labels of dev
     scores:Sequence[np.ndarray], # (n, n_labels) dev scores of each member
     method:str='mean',           # mean, weights or stacking
     scale:str='score',           # what the mean adds up: score or logit
-    seed:int=42,
-)->Combination:
+    seed:int=42,                 # of the bootstrap samples
+)->Combination:                  # to be called with the members' scores of any records
     "A combination fitted on dev; `ValueError` lists the known methods."
     if method not in METHODS: raise ValueError(f"unknown method {method!r}; known: {', '.join(METHODS)}")
     return METHODS[method](y, scores, scale, seed)
 
 # %% ../nbs/24_ensemble.ipynb #b3f7cdd7
 def check_members(
-    members:dict[str,Predictions], # by name
+    members:dict[str,Predictions], # name to what it predicted of one split
 )->None:
     "Refuse members whose labels or rows differ, naming the first difference."
     (first,a),*others = members.items()
@@ -195,18 +197,25 @@ def _read_member(s:Settings, r:Run, split:str)->Predictions:
     return read_predictions(path)
 
 # %% ../nbs/24_ensemble.ipynb #c9bce3dd
+def _read_members(s:Settings, runs:dict[str,Run])->dict[str,dict[str,Predictions]]:
+    "Dev and test predictions of all members, which must speak of the same records."
+    parts = {split:{m:_read_member(s,r,split) for m,r in runs.items()} for split in ('dev','test')}
+    for members in parts.values(): check_members(members)
+    return parts
+
+# %% ../nbs/24_ensemble.ipynb #6b74ffe0
 def ensemble(
     models:Sequence[str]=(),             # members; default: as configured
-    fold:int=0,
-    run:int=0,
+    fold:int=0,                          # which fold
+    run:int=0,                           # repetition
     loss:str='BCE',                      # of the encoders among them
     method:str|None=None,                # mean, weights or stacking; default: as configured
     with_title:bool|None=None,           # as the members were trained
-    with_keywords:bool|None=None,
+    with_keywords:bool|None=None,        # as the members were trained
     config:str|os.PathLike|None=None,    # a settings file laid over the project's
     overrides:Sequence[str]=(),          # `key=value` settings
     settings:Settings|None=None,         # ready settings, in place of `config` and `overrides`
-)->Trained:
+)->Trained:                              # the ensemble with its figures and files
     """Combine trained models on one fold; combination, thresholds and calibration come from dev. Written like any model.
 
     `FileNotFoundError` names a member that was not trained yet, `ValueError` the first row in which members differ.
@@ -214,12 +223,11 @@ def ensemble(
     s = settings or load_config(config, overrides)
     given = {k:v for k,v in dict(with_title=with_title, with_keywords=with_keywords).items() if v is not None}
     s = replace(s, input=replace(s.input,**given))
-    labels,r = label_names(s),Run('Ensemble', loss, fold, run, replace(s.input,**given).with_title, s.input.with_keywords)
+    labels,r = label_names(s),Run('Ensemble', loss, fold, run, s.input.with_title, s.input.with_keywords)
     runs = {m:_member_run(s,m,r) for m in (models or s.ensemble.models)}
     if len(runs)<2: raise ValueError(f"an ensemble needs two models or more; got {', '.join(runs) or 'none'}")
     with timed() as took:
-        parts = {split:{m:_read_member(s,mr,split) for m,mr in runs.items()} for split in ('dev','test')}
-        for members in parts.values(): check_members(members)
+        parts = _read_members(s, runs)
         dev_members,test_members = ([p.scores for p in parts[k].values()] for k in ('dev','test'))
         y_dev = next(iter(parts['dev'].values())).y
         combination = fit_combination(y_dev, dev_members, method or s.ensemble.method, s.ensemble.scale, s.seed)
