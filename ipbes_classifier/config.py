@@ -118,7 +118,6 @@ class Hpo:
     "The hyper-parameter search."
     n_trials:int = 0                                     # recorded in results.csv; 0: settings were not searched
     metric:str = 'eval_AP_weighted'                      # what the search looks at
-    mode:str = 'max'                                     # max or min
 
 # %% ../nbs/00_config.ipynb #920a84c6
 @dataclass
@@ -132,7 +131,6 @@ class Ensemble:
 @dataclass
 class Logging:
     "What a run tells while it works."
-    level:str = 'warning'                                # of the libraries below
     tensorboard:bool = True                              # event files below results/tensorboard
     progress:bool = True                                 # bars
 
@@ -158,10 +156,10 @@ class Settings:
 # %% ../nbs/00_config.ipynb #53bb91a6
 def find_root(
     start:str|os.PathLike='.', # where to begin
-)->Path|None:                  # the nearest folder at or above `start` that holds `configs/`; None if there is none
+)->Path|None:                  # the nearest folder at or above `start` that holds `configs/config.yaml`; None if there is none
     "The project folder."
     start = Path(start).resolve()
-    return next((p for p in (start,*start.parents) if (p/'configs').is_dir()), None)
+    return next((p for p in (start,*start.parents) if (p/'configs/config.yaml').is_file()), None)
 
 # %% ../nbs/00_config.ipynb #ca92f11e
 def resource_dir(
@@ -222,10 +220,20 @@ def _merge(base:DictConfig, layer:DictConfig, lines:dict[str,int], where:str)->D
     def place(key): return f"{where}, line {lines[key]}" if key in lines else where
     for key in lines:
         if not _is_known(key): raise _unknown_key(key, place(key))
-    try: return OmegaConf.merge(base, layer)
+    try: return OmegaConf.merge(_outrank(base,layer), layer)
     except OmegaConfBaseException as e:
         key = str(e.full_key or '')
         raise ValueError(f"{place(key)}: `{key}`: {str(e).splitlines()[0]}") from e
+
+# %% ../nbs/00_config.ipynb #b2a5e060
+def _outrank(base:DictConfig, layer:DictConfig)->DictConfig:
+    "`base` without what its `models:` say of training settings that `layer` sets."
+    given = set(layer.get('training') or {})
+    if not given or not base.models: return base
+    kept = {m:{k:v for k,v in (own or {}).items() if k not in given} for m,own in OmegaConf.to_container(base.models).items()}
+    base = base.copy()
+    OmegaConf.update(base, 'models', kept, merge=False)
+    return base
 
 # %% ../nbs/00_config.ipynb #f2589c48
 def _environment(configs:Path, env:str|None)->tuple[DictConfig,dict[str,int],str]|None:
@@ -239,14 +247,16 @@ def _environment(configs:Path, env:str|None)->tuple[DictConfig,dict[str,int],str
     return conf[env] or OmegaConf.create({}), inner, f'{path} [{env}]'
 
 # %% ../nbs/00_config.ipynb #63d0c66b
-def _override(conf:DictConfig, item:str)->None:
-    "Set one `key=value` of the command line in place."
+def _override(conf:DictConfig, item:str)->DictConfig:
+    "Settings with one `key=value` of the command line."
     key,eq,value = item.partition('=')
     if not eq: raise ValueError(f"command line: {item!r} is not of the form key=value")
     if not _is_known(key.split('[')[0]): raise _unknown_key(key, 'command line')
     try:
         new = OmegaConf.create(f'x: {value}').x if value else ''
+        conf = _outrank(conf, OmegaConf.create({'training':{key.split('.')[1]:new}})) if key.startswith('training.') else conf
         OmegaConf.update(conf, key, new, merge=new!={}, force_add=True)
+        return conf
     except (OmegaConfBaseException,yaml.YAMLError) as e:
         raise ValueError(f"command line: `{key}`: {str(e).splitlines()[0]}") from e
 
@@ -269,7 +279,7 @@ def load_config(
     for p in [configs/n for n in names if (configs/n).exists()]: conf = _merge(conf, *_read_yaml(p), str(p))
     if layer := _environment(configs, os.environ.get('IPBES_ENV') if env is None else env): conf = _merge(conf, *layer)
     if config is not None: conf = _merge(conf, *_read_yaml(_existing(config)), str(config))
-    for item in overrides: _override(conf, item)
+    for item in overrides: conf = _override(conf, item)
     return check_settings(_to_settings(conf, root))
 
 # %% ../nbs/00_config.ipynb #d007ba4c
@@ -293,15 +303,16 @@ def _choice(key:str, value:str, options:Sequence[str])->None:
     if value not in options: raise ValueError(f"configuration: `{key}` is {value!r}; one of {', '.join(options)}")
 
 # %% ../nbs/00_config.ipynb #96958baa
+RESERVED = frozenset('macro micro weighted id doi title abstract year keywords language source fold'.split())
+
 def _check_labels(s:Settings)->None:
-    "Refuse labels without a usable name of their own, and weights of labels that there are not."
+    "Refuse labels without a usable name of their own."
     names = [l.name for l in s.labels]
     if not names: raise ValueError("configuration: `labels` is empty; name at least one label")
     for n in names:
         if not n.replace('-','_').isidentifier(): raise ValueError(f"configuration: label name {n!r}: letters, digits, - and _ only")
         if names.count(n)>1: raise ValueError(f"configuration: label {n!r} stands twice in `labels`")
-    for l in set(s.training.pos_weight)-set(names):
-        raise ValueError(f"configuration: `training.pos_weight.{l}`: no such label; labels: {', '.join(names)}")
+        if n.lower() in RESERVED: raise ValueError(f"configuration: a label cannot be called {n!r}, which names something else in tables")
 
 # %% ../nbs/00_config.ipynb #d3e612bf
 def check_settings(
@@ -309,23 +320,37 @@ def check_settings(
 )->Settings:    # the same
     "Refuse values that cannot work, naming the key: label names, shares, choices, per-model training settings."
     _check_labels(s)
-    for key in ('test_size','dev_size','near_duplicate'):
-        if not 0<getattr(s.folds,key)<1: raise ValueError(f"configuration: `folds.{key}` is {getattr(s.folds,key)}; between 0 and 1")
+    for key in ('test_size','dev_size','near_duplicate'): _between(f'folds.{key}', getattr(s.folds,key), 0, 1)
+    _between('thresholds.recall', s.thresholds.recall, 0, 1.0001)
+    _between('input.max_length', s.input.max_length, 7, float('inf'))
     _choice('input.encoding', s.input.encoding, ('pair','joined'))
-    _choice('training.precision', s.training.precision, ('auto','float32','bf16','fp16'))
     _choice('thresholds.method', s.thresholds.method, ('f1','f1_smooth','recall'))
     _choice('ensemble.method', s.ensemble.method, ('mean','weights','stacking'))
     _choice('ensemble.scale', s.ensemble.scale, ('score','logit'))
-    for model in s.models: model_training(s, model)
+    for where,t in (('training',s.training),*((f'models.{m}',model_training(s,m)) for m in s.models)): _check_training(where, t, label_names(s))
     return s
 
 # %% ../nbs/00_config.ipynb #928ec9ee
+def _between(key:str, value:float, low:float, high:float)->None:
+    "Refuse a number that is not between `low` and `high`."
+    if not low<value<high: raise ValueError(f"configuration: `{key}` is {value}; it should be above {low}"+(f" and below {high:g}" if high<float('inf') else ''))
+
+def _check_training(where:str, t:Training, labels:Sequence[str])->None:
+    "Refuse training settings that cannot work, those of one model included."
+    _choice(f'{where}.precision', t.precision, ('auto','float32','bf16','fp16'))
+    for key in ('num_train_epochs','per_device_train_batch_size','per_device_eval_batch_size','gradient_accumulation_steps','learning_rate'):
+        _between(f'{where}.{key}', getattr(t,key), 0, float('inf'))
+    for l in set(t.pos_weight)-set(labels):
+        raise ValueError(f"configuration: `{where}.pos_weight.{l}`: no such label; labels: {', '.join(labels)}")
+
+# %% ../nbs/00_config.ipynb #3770121c
 def model_training(
     s:Settings, # settings
     model:str,  # name of a model, as on the command line or its last part
 )->Training:    # training settings for it
-    "The training settings with what `models:` says for this model laid over them."
-    layer = s.models.get(model, s.models.get(model.rstrip('/').split('/')[-1])) or {}
+    "The training settings with what `models:` says for this model laid over them, by its last part and by its whole name."
+    layer:dict[str,Any] = {}
+    for name in dict.fromkeys([model.rstrip('/').split('/')[-1], model]): layer |= s.models.get(name) or {}
     for key in layer:
         if not _is_known(f'training.{key}') : raise _unknown_key(f'training.{key}', f'configuration, `models.{model}`')
     try: return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Training), OmegaConf.structured(s.training), layer))

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['INPUT_FIELDS', 'BASELINES', 'KINDS', 'SHORT_NAMES', 'Model', 'input_texts', 'TfidfModel', 'label_matrix',
-           'write_recipe', 'model_name', 'known_model', 'check_model_names', 'make_model', 'load_model']
+           'write_recipe', 'model_version', 'model_name', 'known_model', 'model_hash', 'check_model_names',
+           'make_model', 'load_model']
 
 # %% ../nbs/21_models.ipynb #a09f9cc6
 import os
@@ -18,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from .config import Baseline, Input, Settings, label_names
-from .files import read_json, write_json, write_text
+from .files import file_hash, obj_hash, read_json, write_json, write_text
 
 if TYPE_CHECKING:
     from sklearn.base import BaseEstimator
@@ -217,6 +218,16 @@ def write_recipe(
     return write_json(Path(folder)/'recipe.json', dict(kind=model.kind, name=model.name, labels=model.labels, loss=model.loss,
                                                        input=asdict(model.recipe))|more)
 
+# %% ../nbs/21_models.ipynb #d701dd27
+def model_version(
+    folder:str|os.PathLike, # a checkpoint
+)->str:                     # name of its model, @, 12 hexadecimal digits
+    "Name a checkpoint by its content; provenance and the model card do not count."
+    folder = Path(folder)
+    files = sorted(p for p in folder.iterdir() if p.is_file() and p.name not in ('provenance.json','README.md'))
+    name = read_json(folder/'recipe.json')['name'] if (folder/'recipe.json').exists() else folder.name
+    return f'{name}@{obj_hash({p.name:file_hash(p) for p in files})[:12]}'
+
 # %% ../nbs/21_models.ipynb #4e474669
 SHORT_NAMES = {'bert-base':'google-bert/bert-base-uncased', 'biobert-v1':'dmis-lab/biobert-v1.1', 'roberta-base':'FacebookAI/roberta-base',
                'BiomedBERT-abs':'microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract',
@@ -235,10 +246,21 @@ def known_model(
 )->str:        # a baseline's name, `minilm`, a folder or a hub id
     "`model` as it will be looked up; `ValueError` lists the known names if it is none of them."
     model = SHORT_NAMES.get(model,model)
-    if model in BASELINES or model=='minilm' or (Path(model)/'config.json').exists(): return model
+    if model in BASELINES or model=='minilm': return model
+    if (Path(model)/'recipe.json').exists():
+        raise ValueError(f"{model} was fine-tuned here already, on papers that stand in the test set of another fold; start from a pretrained encoder")
+    if (Path(model)/'config.json').exists(): return model
     if model.count('/')==1 and not model.startswith(('.','/')): return model
     raise ValueError(f"unknown model {model!r}; known: {', '.join([*BASELINES,'minilm',*SHORT_NAMES])}, a folder that holds config.json, "
                      "or a hub id such as google-bert/bert-base-uncased")
+
+# %% ../nbs/21_models.ipynb #520eb50d
+def model_hash(
+    model:str, # as given by a user
+)->str:        # sha256 over config and weights of a folder; '' for baselines, `minilm` (checked when loaded) and hub ids
+    "What a local encoder consists of."
+    files = sorted(p for p in Path(model).glob('*') if p.name=='config.json' or p.suffix=='.safetensors') if Path(model).is_dir() else []
+    return obj_hash({p.name:file_hash(p) for p in files}) if files else ''
 
 # %% ../nbs/21_models.ipynb #8a9b3ef3
 def check_model_names(
