@@ -48,6 +48,7 @@ class Model(Protocol):
 # %% ../nbs/21_models.ipynb #be912a0d
 INPUT_FIELDS = ('title','abstract','keywords')  # all that can ever reach a model
 
+# %% ../nbs/21_models.ipynb #96332887
 def input_texts(
     records:pd.DataFrame, # with the columns of `INPUT_FIELDS` that the recipe names
     recipe:Input,         # what to read
@@ -179,6 +180,7 @@ def label_matrix(
 # %% ../nbs/21_models.ipynb #631d163b
 TRUSTED = ('numpy.dtype','scipy.sparse._csr.csr_matrix','sklearn.','numpy.random')  # what a baseline may consist of
 
+# %% ../nbs/21_models.ipynb #5d3fc225
 def _save_pipeline(pipeline:Any, folder:Path)->None:
     "The estimators as `model.skops`, the vocabulary as one term a line in the order of the columns."
     import copy
@@ -278,7 +280,7 @@ def make_model(
     settings:Settings,  # labels, recipe, seed
     loss:str='BCE',     # of an encoder: BCE or focal; a baseline has its own
     run:int=0,          # repetition, changes the seed
-)->Model:
+)->Model:               # not fitted yet
     "A model ready to be fitted; `ValueError` lists the known names for an unknown one."
     model = known_model(model)
     labels,seed = label_names(settings),settings.seed+run
