@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 MINILM_HUB = 'sentence-transformers/all-MiniLM-L6-v2'
 MINILM_SHA256 = '53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db'  # of its published model.safetensors
 
+# %% ../nbs/21b_encoders.ipynb #998941cf
 def encoder_source(
     model:str, # `minilm`, a predecessor's short name, a folder or a hub id
 )->str:        # a folder or a hub id that transformers can load
@@ -237,7 +238,7 @@ def training_arguments(
     work_dir:str|os.PathLike,       # where epochs are kept while training
     seed:int,                       # order of records, dropout
     progress:bool=True,             # show a bar
-)->'TrainingArguments':
+)->'TrainingArguments':             # for `Trainer`
     "The `Trainer`'s arguments: an evaluation and a checkpoint every epoch, batches grouped by length, the best epoch at the end."
     import torch
     from transformers import TrainingArguments
@@ -256,6 +257,7 @@ def training_arguments(
 # %% ../nbs/21b_encoders.ipynb #43483350
 WATCHED = ('AP','roc_auc','f1','kappa')  # shown after each epoch: macro and weighted, AP for each label too
 
+# %% ../nbs/21b_encoders.ipynb #3c22cca6
 def _watched(measures:dict[str,float], labels:list[str], metric:str)->dict[str,float]:
     "The measures to show, and the one that decides."
     names = [f'{m}_{a}' for m in WATCHED for a in ('macro','weighted')]+[f'AP_{l}' for l in labels]+[metric.removeprefix('eval_')]
