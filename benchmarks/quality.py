@@ -14,7 +14,7 @@ import pandas as pd
 
 from ipbes_classifier.compare import Comparison, find_predictions, leaderboard, paired_difference, read_comparison, with_source_only
 from ipbes_classifier.config import load_config, project_path
-from ipbes_classifier.files import file_hash, write_json
+from ipbes_classifier.files import file_hash, read_json, write_json
 from ipbes_classifier.folds import read_clusters
 from ipbes_classifier.metrics import Predictions
 from ipbes_classifier.pipeline import run_grid
@@ -43,6 +43,9 @@ def small_corpus(path: Path, out: Path, n: int) -> Path:
 def make_project(work: Path, data: Path, quick: bool):
     "Data set and folds; what stands already is kept."
     if not (work/'configs').exists(): init_project(work)
+    made_from = dict(corpus=file_hash(data/'corpus.parquet'), quick=quick)
+    if not (work/'made_from.json').exists(): write_json(work/'made_from.json', made_from)
+    if read_json(work/'made_from.json')!=made_from: sys.exit(f'{work} was made from another corpus, or by the other of --quick and full; choose another --work')
     s = load_config(root=work, overrides=SETTINGS+(QUICK if quick else []), env='')
     corpus = small_corpus(data/'corpus.parquet', work/'data/small.parquet', 900) if quick else data/'corpus.parquet'
     if not project_path(s,s.paths.dataset).exists(): print(preprocess_project(s, {}, [corpus]), flush=True)
@@ -71,14 +74,17 @@ def measure(s, c: Comparison, n_boot: int) -> dict:
 def main() -> None:
     a = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     a.add_argument('--data', type=Path, default=os.environ.get('IPBES_REAL_DATA'), help='folder of corpus.parquet; default: IPBES_REAL_DATA')
-    a.add_argument('--work', type=Path, default=Path('results/quality'), help='project folder of the benchmark')
+    a.add_argument('--work', type=Path, help='project folder of the benchmark; default: results/quality, or results/quality_quick')
     a.add_argument('--folds', type=int, nargs='+', default=[0,1])
     a.add_argument('--quick', action='store_true', help='a small sample and one epoch: shows that it works, not how good anything is')
-    a.add_argument('--results', type=Path, default=Path(__file__).parent/'results/quality.json')
+    a.add_argument('--results', type=Path, help='default: quality.json in benchmarks/results, or in results/benchmarks for --quick')
     a.add_argument('--n-boot', type=int, default=1000)
     o = a.parse_args()
     if not o.data: sys.exit('name the folder of corpus.parquet by --data or IPBES_REAL_DATA')
-    data,work = Path(o.data).resolve(), o.work.resolve()
+    data = Path(o.data).resolve()
+    work = (o.work or Path('results/quality_quick' if o.quick else 'results/quality')).resolve()
+    results = o.results or (Path('results/benchmarks') if o.quick else Path(__file__).parent/'results')/'quality.json'
+    os.environ.pop('IPBES_ENV', None)
     s,t0 = make_project(work, data, o.quick), time.perf_counter()
     overrides = SETTINGS+(QUICK if o.quick else [])
     grid = run_grid(s, MODELS, o.folds, experiment='quality', with_compare=False, parameters=dict(overrides=overrides), say=lambda x: print(x,flush=True))
@@ -87,12 +93,12 @@ def main() -> None:
     c = with_source_only(read_comparison(find_predictions(s, models=[*MODELS,'Ensemble'], folds=o.folds, runs=[0])), s)
     suspects = set(corpus['id'][corpus['suspect']!=''])
     command = 'python benchmarks/quality.py --folds '+' '.join(map(str,o.folds))+(' --quick' if o.quick else '')
-    write_json(o.results, dict(
+    write_json(results, dict(
         command=command, data='corpus.parquet', data_sha256=file_hash(data/'corpus.parquet'), quick=o.quick, folds=o.folds, settings=overrides,
         all=measure(s, c, o.n_boot), without_suspects=measure(s, restrict(c,suspects), o.n_boot),
         seconds_of_this_call=round(seconds,1), executed=grid.done, skipped=grid.skipped,
         versions=versions(), git_commit=git_commit(Path(__file__).parent), device=device_name()))
-    print(o.results)
+    print(results)
 
 
 if __name__=='__main__': main()

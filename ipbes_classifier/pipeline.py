@@ -10,16 +10,19 @@ __all__ = ['Task', 'train_tasks', 'ensemble_tasks', 'compare_tasks', 'report_pat
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from .config import Settings, project_path, resource_dir
+from .compare import find_predictions
+from .config import Settings, find_root, load_config, model_training, project_path, resource_dir
 from .files import atomic_path, file_hash, obj_hash, read_json, write_json
 from .folds import fold_file, SPLITS
-from .models import BASELINES, check_model_names, model_name
+from .models import BASELINES, check_model_names, known_model, model_hash, model_name
+from .provenance import versions
 from .report_html import notebook_to_html
+from .results import Run, predictions_path
 
 # %% ../nbs/40_pipeline.ipynb #26c2e8c3
 @dataclass(frozen=True)
@@ -103,6 +106,19 @@ def _code_hash()->str:
     return obj_hash({p.name:file_hash(p) for p in sorted(Path(__file__).parent.glob('*.py'))})
 
 # %% ../nbs/40_pipeline.ipynb #0596259b
+def _predictions(s:Settings, t:Task)->list[Path]:
+    "The prediction files that a task writes, or for a comparison those that it reads."
+    if t.report=='compare': return [p for _,p in find_predictions(s, t.parameters['models'], t.parameters['folds'], [t.run])]
+    def value(k): return t.parameters.get(k, getattr(s.input,k))
+    n = 0 if t.report=='ensemble' or t.model in BASELINES else model_training(s,known_model(t.model)).optional_negatives
+    r = Run(model_name(t.model), t.loss, t.fold or 0, t.run, value('with_title'), value('with_keywords'), n)
+    return [predictions_path(s,r,split) for split in ('dev','test')]
+
+def _hashes(paths:Sequence[Path])->dict[str,str]:
+    "Name to hash of those files that there are."
+    return {f'{p.parent.parent.name}/{p.name}':file_hash(p) for p in paths if p.exists()}
+
+# %% ../nbs/40_pipeline.ipynb #7be96c89
 def task_identity(
     s:Settings,            # the project
     t:Task,                # which task
@@ -115,7 +131,8 @@ def task_identity(
     if missing: raise FileNotFoundError(f"{t.name} needs {', '.join(missing)}; `ipbes preprocess` and `ipbes folds` make them")
     settings = {k:v for k,v in asdict(s).items() if k not in ('root','logging')}
     return obj_hash(dict(task=t.name, parameters=dict(t.parameters), settings=settings, inputs=[file_hash(p) for p in inputs],
-                         report=file_hash(report_path(s,t.report)), code=_code_hash(), members=list(members)))
+                         report=file_hash(report_path(s,t.report)), code=_code_hash(), versions=versions(), members=list(members),
+                         model=model_hash(t.model), predictions=_hashes(_predictions(s,t)) if t.report=='compare' else {}))
 
 # %% ../nbs/40_pipeline.ipynb #f5f48644
 def strip_execution(
@@ -147,12 +164,27 @@ def execute_report(
                                             progress_bar=False, log_output=False, extra_arguments=['--log-level=ERROR'])
             except BaseException:
                 if tmp.stat().st_size: tmp.rename(failed)
+                for old in (out,out.with_suffix('.html')): old.unlink(missing_ok=True)
                 raise
             strip_execution(tmp)
         failed.unlink(missing_ok=True)
         notebook_to_html(out, out.with_suffix('.html'))
-        write_json(state, dict(identity=identity, task=t.name))
+        write_json(state, dict(identity=identity, task=t.name, predictions=_hashes(_predictions(s,t))))
     finally: out.with_suffix('.log').unlink(missing_ok=True)
+
+# %% ../nbs/40_pipeline.ipynb #eb2cec18
+def _check_same_settings(s:Settings, parameters:Mapping[str,Any])->None:
+    "Refuse settings that the reports would not see."
+    seen = load_config(parameters.get('config') or None, parameters.get('overrides') or (), find_root(s.root) or s.root)
+    flags = {k:parameters[k] for k in ('with_title','with_keywords') if k in parameters}
+    if replace(seen,input=replace(seen.input,**flags))!=replace(s,input=replace(s.input,**flags)):
+        raise ValueError(f"the reports would run with other settings than the grid; give them by config file, IPBES_ENV, or parameters=dict(overrides=[...]), in {s.root}")
+
+# %% ../nbs/40_pipeline.ipynb #e4c8e686
+def _made_folds(s:Settings)->list[int]:
+    "The folds that were made, whatever the present configuration says."
+    folder = project_path(s,s.paths.folds_dir)
+    return sorted(int(p.name[4:].split('_')[0]) for p in folder.glob('test*_run-0.csv')) or list(range(s.folds.n_folds))
 
 # %% ../nbs/40_pipeline.ipynb #0f154959
 @dataclass
@@ -177,9 +209,15 @@ def run_tasks(
     identities:dict[str,str] = {}
     for i,t in enumerate(tasks,1):
         before = [u for u in tasks[:i-1] if _builds_on(t,u)]
-        identities[t.name] = task_identity(s, t, [identities[u.name] for u in before])
         broken = [u.name for u in before if u.name in grid.failed]
-        _run_task(s, t, grid, identities[t.name], f'[{i}/{len(tasks)}] {t.name}', broken, force, say)
+        line = f'[{i}/{len(tasks)}] {t.name}'
+        try:
+            if broken: raise RuntimeError(f"builds on {', '.join(broken)}, which failed")
+            identities[t.name] = task_identity(s, t, [identities[u.name] for u in before])
+            _run_task(s, t, grid, identities[t.name], line, force, say)
+        except Exception as e:
+            grid.failed[t.name] = _last_line(e)
+            say(f'{line}: failed: {grid.failed[t.name]}')
     return grid
 
 # %% ../nbs/40_pipeline.ipynb #d7b99688
@@ -190,20 +228,15 @@ def _builds_on(t:Task, u:Task)->bool:
         t.report!='ensemble' or u.loss==t.loss or u.model in BASELINES)
 
 # %% ../nbs/40_pipeline.ipynb #cbbf579d
-def _run_task(s:Settings, t:Task, grid:Grid, identity:str, line:str, broken:list[str], force:bool, say:Callable[[str],None])->None:
-    "Skip, execute or fail one task, and note which."
+def _run_task(s:Settings, t:Task, grid:Grid, identity:str, line:str, force:bool, say:Callable[[str],None])->None:
+    "Skip or execute one task, and note which."
     state = grid.folder/'.state'/f'{t.name}.json'
     finished = all((grid.folder/f'{t.name}{x}').exists() for x in ('.ipynb','.html')) and state.exists()
-    if finished and not force and read_json(state)['identity']==identity:
+    if finished and not force and read_json(state)==dict(identity=identity, task=t.name, predictions=_hashes(_predictions(s,t))):
         grid.skipped.append(t.name)
         return say(f'{line}: done before, unchanged')
     t0 = time.perf_counter()
-    try:
-        if broken: raise RuntimeError(f"builds on {', '.join(broken)}, which failed")
-        execute_report(s, t, grid.folder, identity)
-    except Exception as e:
-        grid.failed[t.name] = _last_line(e)
-        return say(f'{line}: failed: {grid.failed[t.name]}')
+    execute_report(s, t, grid.folder, identity)
     grid.done.append(t.name)
     say(f'{line}: {time.perf_counter()-t0:.0f} s')
 
@@ -228,11 +261,12 @@ def run_grid(
     say:Callable[[str],None]=print,
 )->Grid:
     "Models x folds x losses x runs, then ensembles and a comparison; finished and unchanged reports are skipped."
-    models,folds = list(models or s.ensemble.models), list(folds or range(s.folds.n_folds))
+    models,folds = list(models or s.ensemble.models), list(folds or _made_folds(s))
+    _check_same_settings(s, parameters or {})
     p = dict(root='', with_title=s.input.with_title, with_keywords=s.input.with_keywords) | dict(parameters or {})
     tasks = train_tasks(models, folds, losses, runs, **p)
     several = with_ensemble and len(models)>1
     shared = {k:v for k,v in p.items() if k!='best_metric'}
     if several: tasks += ensemble_tasks(models, folds, losses, runs, **shared)
-    if with_compare: tasks += compare_tasks([*models,*(['Ensemble'] if several else [])], folds, runs, **{k:v for k,v in shared.items() if not k.startswith('with_')})
+    if with_compare: tasks += compare_tasks([*models,*(['Ensemble'] if several else [])], folds, runs, experiment=experiment, **{k:v for k,v in shared.items() if not k.startswith('with_')})
     return run_tasks(s, tasks, experiment, force, say)

@@ -4,28 +4,30 @@
 
 # %% auto #0
 __all__ = ['read_dataset', 'sample_negatives', 'Split', 'Trained', 'decide', 'make_split', 'training_identity', 'train',
-           'save_trained']
+           'save_trained', 'model_card']
 
 # %% ../nbs/22_train.ipynb #bea5c1bc
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from filelock import Timeout
 
 from .config import Settings, label_names, load_config, model_training, project_path
-from .files import atomic_dir, file_hash, obj_hash, read_json, write_json
+from .files import atomic_dir, file_hash, locked, obj_hash, write_json, write_text
 from .folds import Fold, read_fold
 from .metrics import evaluate
-from .models import Model, label_matrix, make_model, model_name
-from .provenance import seed_everything, timed, write_provenance
+from .models import Model, known_model, label_matrix, make_model, model_hash
+from .provenance import device_name, seed_everything, timed, versions, write_provenance
 from .records import read_records
-from .results import (Run, add_result, checkpoint_path, predictions_path, predictions_table, result_row, results_path,
-                                      write_decisions, write_predictions)
+from .results import (Run, add_result, checkpoint_path, predictions_hash, predictions_path, predictions_table, result_row,
+                                      results_path, write_decisions, write_predictions)
 from .thresholds import Calibration, apply_thresholds, calibrate, fit_calibration, fit_thresholds
 
 # %% ../nbs/22_train.ipynb #e65e5872
@@ -35,7 +37,17 @@ def read_dataset(
     "Read the cleaned data set; errors say which file lacks what, and which command makes it."
     path = project_path(s, s.paths.dataset)
     if not path.exists(): raise FileNotFoundError(f"no data set {path}; `ipbes preprocess` makes it")
-    return read_records(path, labels=label_names(s))
+    return with_ids(read_records(path, labels=label_names(s)), path)
+
+# %% ../nbs/22_train.ipynb #893cb0c2
+def with_ids(records:pd.DataFrame, path:Path)->pd.DataFrame:
+    "Records with an id each; `ValueError` names an id that stands twice."
+    numbers = pd.Series(range(len(records)), index=records.index).astype(str)
+    ids = records['id'].where(records['id']!='', numbers)
+    if ids.duplicated().any():
+        twice = np.flatnonzero(ids==ids[ids.duplicated()].iloc[0])[:2]
+        raise ValueError(f"{path}: rows {twice[0]} and {twice[1]} have the same id {ids.iloc[twice[0]]!r}; `ipbes preprocess` gives each record one of its own")
+    return records.assign(id=ids)
 
 # %% ../nbs/22_train.ipynb #9184397b
 def sample_negatives(
@@ -103,14 +115,8 @@ def make_split(
 
 # %% ../nbs/22_train.ipynb #e377ce44
 def _work_dir(s:Settings, r:Run, identity:dict)->Path:
-    "The folder for the epochs of this very training; emptied if another training left something there."
-    work = project_path(s, s.paths.final_model_dir)/'.training'/r.checkpoint
-    mark = work/'identity.json'
-    if mark.exists() and read_json(mark)!=identity: shutil.rmtree(work)
-    if not mark.exists():
-        shutil.rmtree(work, ignore_errors=True)
-        write_json(mark, identity)
-    return work
+    "The folder for the epochs of this very training."
+    return project_path(s, s.paths.final_model_dir)/'.training'/f'{r.checkpoint}-{obj_hash(identity)[:12]}'
 
 # %% ../nbs/22_train.ipynb #3cc75c77
 def training_identity(
@@ -123,7 +129,7 @@ def training_identity(
     "What two trainings must share to be the same."
     rows = obj_hash([fold.train.tolist(),fold.dev.tolist()])
     return dict(data=data_hash, rows=rows, run=asdict(r), model=model, seed=s.seed, labels=label_names(s), input=asdict(s.input),
-                training=asdict(model_training(s,model)), baseline=asdict(s.baseline))
+                training=asdict(model_training(s,model)), baseline=asdict(s.baseline), encoder=model_hash(model), versions=versions(), device=device_name())
 
 # %% ../nbs/22_train.ipynb #0df56026
 def _settings(settings:Settings|None, config:Any, overrides:Sequence[str], with_title:bool|None, with_keywords:bool|None,
@@ -133,7 +139,7 @@ def _settings(settings:Settings|None, config:Any, overrides:Sequence[str], with_
     given = {k:v for k,v in dict(with_title=with_title, with_keywords=with_keywords).items() if v is not None}
     s = replace(s, input=replace(s.input, **given))
     if best_metric is None: return s
-    return replace(s, models=s.models|{model_name(model):(s.models.get(model_name(model)) or {})|dict(metric_for_best_model=best_metric)})
+    return replace(s, models=s.models|{model:(s.models.get(model) or {})|dict(metric_for_best_model=best_metric)})
 
 # %% ../nbs/22_train.ipynb #aec4f5d8
 def _fit(s:Settings, model:Model, r:Run, train:pd.DataFrame, dev:pd.DataFrame, identity:dict, resume:bool)->list[dict]:
@@ -142,10 +148,20 @@ def _fit(s:Settings, model:Model, r:Run, train:pd.DataFrame, dev:pd.DataFrame, i
         model.fit(train, dev)
         return []
     events = project_path(s, s.paths.results_dir)/'tensorboard'/r.checkpoint if s.logging.tensorboard else None
-    model.fit(train, dev, work_dir=_work_dir(s,r,identity), resume=resume, progress=s.logging.progress, tensorboard_dir=events)
+    work = _work_dir(s, r, identity)
+    if not resume: shutil.rmtree(work, ignore_errors=True)
+    with _only_one(work): model.fit(train, dev, work_dir=work, progress=s.logging.progress, tensorboard_dir=events)
     return model.log  # type: ignore[attr-defined]
 
 # %% ../nbs/22_train.ipynb #db54adfd
+@contextmanager
+def _only_one(work:Path)->Iterator[None]:
+    "Refuse to train where another process does."
+    try:
+        with locked(work, timeout=0): yield
+    except Timeout: raise ValueError(f"another process is training this already: {work}") from None
+
+# %% ../nbs/22_train.ipynb #7c22e7ce
 def train(
     model_name:str,                      # baseline, `minilm`, folder or hub id
     fold:int=0,                          # which fold to test on
@@ -164,16 +180,17 @@ def train(
     Writes checkpoint, dev and test predictions, a row of results.csv and provenance.json. `ValueError` or `FileNotFoundError` says
     which setting, file or row is wrong before any training starts.
     """
-    s = _settings(settings, config, overrides, with_title, with_keywords, best_metric, model_name)
+    name = known_model(model_name)
+    s = _settings(settings, config, overrides, with_title, with_keywords, best_metric, name)
     seed_everything(s.seed+run)
-    model,labels = make_model(model_name, s, loss, run),label_names(s)
+    model,labels = make_model(name, s, loss, run),label_names(s)
     data,path = read_dataset(s),project_path(s,s.paths.dataset)
     rows = read_fold(project_path(s,s.paths.folds_dir), fold, run, path, len(data))
-    sampled = model_training(s,model_name).optional_negatives if model.kind=='encoder' else 0
+    sampled = model_training(s,name).optional_negatives if model.kind=='encoder' else 0
     r = Run(model.name, model.loss, fold, run, s.input.with_title, s.input.with_keywords, sampled)
     train_records,dev_records = sample_negatives(data.iloc[rows.train], labels, sampled, s.seed+run),data.iloc[rows.dev]
     with timed() as took:
-        log = _fit(s, model, r, train_records, dev_records, training_identity(s,model_name,r,file_hash(path),rows), resume)
+        log = _fit(s, model, r, train_records, dev_records, training_identity(s,name,r,file_hash(path),rows), resume)
         dev_scores,test_scores = model.scores(dev_records),model.scores(data.iloc[rows.test])
     thresholds,calibrations = decide(s, label_matrix(dev_records,labels), dev_scores)
     dev = make_split(dev_records, dev_scores, labels, thresholds, calibrations)
@@ -192,15 +209,35 @@ def save_trained(
     s,r,labels = t.settings,t.run,label_names(t.settings)
     checkpoint = checkpoint_path(s,r)
     inputs = [project_path(s,s.paths.dataset),*members]
+    tables = {name:predictions_table(x.records,x.y,x.preds,x.scores,x.probs,labels,r.fold) for name,x in (('dev',t.dev),('test',t.test))}
     with atomic_dir(checkpoint) as folder:
         t.model.save(folder)
         write_decisions(folder, t.thresholds, t.calibrations)
+        write_text(folder/'README.md', model_card(t))
+        write_json(folder/'predictions.json', {k:predictions_hash(v) for k,v in tables.items()})
         write_provenance(folder, s, inputs, run=asdict(r), n=dict(train=len(t.train), dev=len(t.dev.y), test=len(t.test.y)), **took)
     t.files = dict(checkpoint=checkpoint)
-    for name,split in (('dev',t.dev),('test',t.test)):
-        table = predictions_table(split.records, split.y, split.preds, split.scores, split.probs, labels, r.fold)
-        t.files[name] = write_predictions(table, predictions_path(s,r,name))
+    for name,table in tables.items(): t.files[name] = write_predictions(table, predictions_path(s,r,name))
     row = result_row(r, t.measures, s.hpo.n_trials, s.hpo.metric if s.hpo.n_trials else '')
     t.files['results'] = add_result(results_path(s), row, labels)
-    shutil.rmtree(project_path(s,s.paths.final_model_dir)/'.training'/r.checkpoint, ignore_errors=True)
+    for old in (project_path(s,s.paths.final_model_dir)/'.training').glob(f'{r.checkpoint}-????????????'): shutil.rmtree(old, ignore_errors=True)
     return t
+
+# %% ../nbs/22_train.ipynb #47c45920
+def model_card(
+    t:Trained, # a trained model
+)->str:        # Markdown with the metadata block of the Hugging Face hub
+    "The README.md of a checkpoint. It names no file and no time, so that equal work gives equal bytes."
+    s,m,labels = t.settings,t.measures,label_names(t.settings)
+    what = {l.name:l.description for l in s.labels}
+    rows = [f"| {l} | {what[l]} | {t.thresholds[l]:.4f} | {m[f'AP_{l}']:.3f} | {m[f'f1_{l}']:.3f} | {m[f'recall_{l}']:.3f} | {100*m[f'prevalence_{l}']:.2f} % |" for l in labels]
+    fields = ', '.join(['title']*s.input.with_title+['keywords']*s.input.with_keywords+['abstract'])
+    negatives = f'{t.run.optional_negatives} sampled' if t.run.optional_negatives else 'all'
+    return '\n'.join(['---','library_name: transformers' if t.model.kind=='encoder' else 'library_name: sklearn','pipeline_tag: text-classification','---','',
+        f'# {t.run.model}, fold {t.run.fold}, run {t.run.run}','',
+        f'Multi-label classifier of publications. It reads {fields} ({s.input.encoding}, at most {s.input.max_length} tokens) and minimises {t.run.loss}.','',
+        f'Trained on {len(t.train)} papers ({negatives} negatives), decided on {len(t.dev.y)}, measured once on {len(t.test.y)} others, none a near-duplicate of another split.','',
+        '| label | stands for | threshold (dev) | AP | F1 | recall | prevalence in test |','|---|---|---|---|---|---|---|',*rows,'',
+        'Scores are sigmoids of the logits; thresholds and calibration (thresholds.json, calibration.json) were fitted on dev. AP, F1 and precision hold at the '
+        'prevalence above and are lower where relevant papers are rarer.','',
+        'For ranking papers that people then read. Not for judging papers or authors, and not for other languages or fields than those it was trained on.',''])
