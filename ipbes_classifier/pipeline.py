@@ -44,9 +44,9 @@ class Task:
 # %% ../nbs/40_pipeline.ipynb #0abede84
 def train_tasks(
     models:Sequence[str], # as given by the user
-    folds:Sequence[int],
+    folds:Sequence[int],  # which folds
     losses:Sequence[str], # of encoders
-    runs:Sequence[int],
+    runs:Sequence[int],   # repetitions
     **parameters:Any,     # of each report, e.g. with_title
 )->list[Task]:            # folds together, so that a fold's ensemble can follow its models
     "Training tasks of the grid; `ValueError` for unknown models, or two of one name."
@@ -57,20 +57,21 @@ def train_tasks(
 # %% ../nbs/40_pipeline.ipynb #7cb4bc65
 def ensemble_tasks(
     models:Sequence[str], # the members
-    folds:Sequence[int],
-    losses:Sequence[str],
-    runs:Sequence[int],
-    **parameters:Any,
-)->list[Task]:
+    folds:Sequence[int],  # which folds
+    losses:Sequence[str], # of the encoders among them
+    runs:Sequence[int],   # repetitions
+    **parameters:Any,     # of each report
+)->list[Task]:            # to follow the tasks of their members
     "An ensemble of all models for each fold, loss and run."
     return [Task('ensemble', 'Ensemble', l, f, r, dict(models=list(models), loss=l, fold=f, run=r, **parameters)) for r in runs for f in folds for l in losses]
 
+# %% ../nbs/40_pipeline.ipynb #964f5a04
 def compare_tasks(
     models:Sequence[str], # that stand in the leaderboard
-    folds:Sequence[int],
-    runs:Sequence[int],
-    **parameters:Any,
-)->list[Task]:
+    folds:Sequence[int],  # over which it goes
+    runs:Sequence[int],   # repetitions, one comparison each
+    **parameters:Any,     # of each report
+)->list[Task]:            # to come last
     "One comparison over the folds for each run."
     names = [model_name(m) for m in models]
     return [Task('compare', 'all', 'all', None, r, dict(models=names, folds=list(folds), run=r, **parameters)) for r in runs]
