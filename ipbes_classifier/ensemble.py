@@ -195,7 +195,7 @@ def _member_run(s:Settings, model:str, r:Run)->Run:
 def _read_member(s:Settings, r:Run, split:str)->Predictions:
     "A member's predictions, or how to get them."
     path = predictions_path(s, r, split)
-    again = f"`ipbes train -m {r.model} -f {r.fold} -r {r.run}`"
+    again = f"`ipbes train -m {r.model} -f {r.fold} -r {r.run}`" if r.model in BASELINES else f"`ipbes train` of that model with -f {r.fold} -r {r.run} -l {r.loss}"
     if not path.exists(): raise FileNotFoundError(f"no {split} predictions of {r.model}, fold {r.fold}, run {r.run}: {path}; {again} makes them")
     made = checkpoint_path(s,r)/'predictions.json'
     if not made.exists() or read_json(made)[split]!=file_hash(path):

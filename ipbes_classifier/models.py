@@ -189,6 +189,20 @@ def _save_pipeline(pipeline:Any, folder:Path)->None:
     terms,words.vocabulary_ = words.vocabulary_,{}
     write_text(folder/'vocabulary.txt', ''.join(f'{t}\n' for t in sorted(terms,key=terms.get)))
     skops.io.dump([words,pipeline[1]], folder/'model.skops')
+    _renumber(folder/'model.skops')
+
+# %% ../nbs/21_models.ipynb #8742ca6e
+def _renumber(path:Path)->None:
+    "Rewrite a skops file with ids counted from 0 and without times."
+    import re
+    from zipfile import ZipFile, ZipInfo
+    with ZipFile(path) as z: parts = {n:z.read(n) for n in z.namelist()}
+    schema = parts.pop('schema.json').decode()
+    number = {a:str(i) for i,a in enumerate(dict.fromkeys(re.findall(r'"__id__": ?(\d+)|"(\d+)\.np', schema)))}
+    number = {a or b:i for (a,b),i in number.items()}
+    def new(text:str)->str: return re.sub(r'\b\d{6,}\b', lambda m: number.get(m[0],m[0]), text)
+    with ZipFile(path,'w') as z:
+        for n,data in sorted((new(n),d) for n,d in (parts|{'schema.json':new(schema).encode()}).items()): z.writestr(ZipInfo(n), data)
 
 # %% ../nbs/21_models.ipynb #087071d7
 def _load_pipeline(folder:Path)->Any:

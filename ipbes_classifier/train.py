@@ -232,12 +232,12 @@ def model_card(
     what = {l.name:l.description for l in s.labels}
     rows = [f"| {l} | {what[l]} | {t.thresholds[l]:.4f} | {m[f'AP_{l}']:.3f} | {m[f'f1_{l}']:.3f} | {m[f'recall_{l}']:.3f} | {100*m[f'prevalence_{l}']:.2f} % |" for l in labels]
     fields = ', '.join(['title']*s.input.with_title+['keywords']*s.input.with_keywords+['abstract'])
-    negatives = f'{t.run.optional_negatives} sampled' if t.run.optional_negatives else 'all'
+    negatives = f'with {t.run.optional_negatives} sampled negatives' if t.run.optional_negatives else 'with all negatives'
     return '\n'.join(['---','library_name: transformers' if t.model.kind=='encoder' else 'library_name: sklearn','pipeline_tag: text-classification','---','',
         f'# {t.run.model}, fold {t.run.fold}, run {t.run.run}','',
         f'Multi-label classifier of publications. It reads {fields} ({s.input.encoding}, at most {s.input.max_length} tokens) and minimises {t.run.loss}.','',
-        f'Trained on {len(t.train)} papers ({negatives} negatives), decided on {len(t.dev.y)}, measured once on {len(t.test.y)} others, none a near-duplicate of another split.','',
+        f'Trained on {len(t.train)} papers, {negatives}, decided on {len(t.dev.y)}, measured once on {len(t.test.y)} others, none a near-duplicate of another split.','',
         '| label | stands for | threshold (dev) | AP | F1 | recall | prevalence in test |','|---|---|---|---|---|---|---|',*rows,'',
-        'Scores are sigmoids of the logits; thresholds and calibration (thresholds.json, calibration.json) were fitted on dev. AP, F1 and precision hold at the '
+        'Scores lie between 0 and 1; thresholds and calibration (thresholds.json, calibration.json) were fitted on dev. AP, F1 and precision hold at the '
         'prevalence above and are lower where relevant papers are rarer.','',
         'For ranking papers that people then read. Not for judging papers or authors, and not for other languages or fields than those it was trained on.',''])

@@ -18,7 +18,7 @@ TINY = ['models={minilm: {num_train_epochs: 1, per_device_train_batch_size: 16, 
 
 def ipbes(*args, cwd, code=0):
     "Run a command; its output. The exit code must be `code`."
-    p = subprocess.run([sys.executable,'-m','ipbes_classifier.cli',*map(str,args)], cwd=cwd, capture_output=True, text=True, env=os.environ|QUIET, timeout=600)
+    p = subprocess.run([Path(sys.executable).with_name('ipbes'),*map(str,args)], cwd=cwd, capture_output=True, text=True, env=os.environ|QUIET, timeout=600)
     assert p.returncode==code, f'{args}\n{p.stdout}\n{p.stderr}'
     assert 'Traceback' not in p.stderr
     return p.stdout+p.stderr
@@ -92,7 +92,7 @@ def test_run_skips_what_is_done_and_goes_on_past_a_failure(project):
     broken = project/'broken'
     broken.mkdir()
     (broken/'config.json').write_text('{}')
-    out = ipbes(*args, '-m', 'broken', cwd=project, code=1)
+    out = ipbes(*args, '-m', './broken', cwd=project, code=1)
     assert 'failed: train__broken__BCE__fold-0__run-0' in out and 'which failed' in out and '4 done before' in out
     assert (project/'papermill_runs/first/train__broken__BCE__fold-0__run-0.failed.ipynb').exists()
 
@@ -119,5 +119,5 @@ def test_a_mistake_ends_in_one_sentence(project, args, says, monkeypatch):
 
 
 def test_help_answers_without_heavy_imports():
-    p = subprocess.run([sys.executable,'-X','importtime','-m','ipbes_classifier.cli','--help'], capture_output=True, text=True, env=os.environ|QUIET)
+    p = subprocess.run([sys.executable,'-X','importtime',Path(sys.executable).with_name('ipbes'),'--help'], capture_output=True, text=True, env=os.environ|QUIET)
     assert p.returncode==0 and not [m for m in ('torch','transformers','pandas','sklearn','papermill') if f' {m}\n' in p.stderr]
