@@ -32,7 +32,7 @@ train('minilm', settings=s)
 
 
 def fit(root, how):
-    return subprocess.run([sys.executable,'-c',TRAIN,str(root),how], capture_output=True, text=True, timeout=600)
+    return subprocess.run([sys.executable,'-c',TRAIN,str(root),how], capture_output=True, text=True, timeout=600, env=os.environ|dict(OMP_NUM_THREADS='1'))
 
 
 @pytest.fixture
@@ -116,7 +116,7 @@ def test_shuffled_labels_score_at_chance(small):
 
 def test_folds_of_another_data_set_are_refused(small):
     path = project_path(small,small.paths.dataset)
-    path.write_text(path.read_text()+'\n'.join(path.read_text().splitlines()[-1:])+'\n')
+    path.write_text(path.read_text()+path.read_text().splitlines()[-1].replace('syn-','other-')+'\n')
     with pytest.raises(ValueError, match='clusters.parquet'): train('tfidf-logreg', settings=small)
 
 
