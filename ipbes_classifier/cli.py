@@ -83,6 +83,8 @@ def preprocess(
     here = {l:[p.absolute() for p in ps] for l,ps in _by_label(positives).items()} if positives else None
     given = [p.absolute() for p in corpus] if corpus else ([] if here else None)
     account = preprocess_project(s, here, given, out.absolute() if out else None)
+    for label,n in account.labels.items():
+        if not n: typer.echo(f'no paper carries {label}: name its library by --positives {label}=FILE, or take it out of `labels`', err=True)
     typer.echo(f'{account}\n{account.out}\n{Path(account.path).with_suffix(".html")}: every row dropped or merged, and why')
 
 # %% ../nbs/90_cli.ipynb #6e6fc470
@@ -138,6 +140,8 @@ def ensemble(
 # %% ../nbs/90_cli.ipynb #2fa736c1
 def _show_grid(g:'Grid')->None:
     "What became of the tasks; failures last, exit code 1 if there are any."
+    for name in (*g.done,*g.skipped):
+        if name.startswith('compare'): typer.echo(f'the comparison: {os.path.relpath(g.folder/name)}.html')
     typer.echo(f'{len(g.done)} executed, {len(g.skipped)} done before, {len(g.failed)} failed: {os.path.relpath(g.folder)}')
     for name,error in g.failed.items(): typer.echo(f'failed: {name}: {error}', err=True)
     if g.failed: raise typer.Exit(1)
@@ -164,7 +168,7 @@ def compare(
 )->None:
     "A leaderboard as a report, over the folds that all models have; without -m, of all models that have predictions."
     from ipbes_classifier.pipeline import compare_tasks, run_tasks
-    parameters = _flags(root='', config=str(config.absolute()) if config else None, overrides=overrides or None)
+    parameters = _flags(root='', experiment=experiment, config=str(config.absolute()) if config else None, overrides=overrides or None)
     _show_grid(run_tasks(_settings(config,overrides), compare_tasks(model or [], fold or [], [run], **parameters), experiment, force, typer.echo))
 
 # %% ../nbs/90_cli.ipynb #6e5d2fad

@@ -210,6 +210,7 @@ def run_tasks(
     identities:dict[str,str] = {}
     for i,t in enumerate(tasks,1):
         before = [u for u in tasks[:i-1] if _builds_on(t,u)]
+        if t.report=='compare': t,before = _without_failed(t, before, grid)
         broken = [u.name for u in before if u.name in grid.failed]
         line = f'[{i}/{len(tasks)}] {t.name}'
         try:
@@ -220,6 +221,14 @@ def run_tasks(
             grid.failed[t.name] = _last_line(e)
             say(f'{line}: failed: {grid.failed[t.name]}')
     return grid
+
+# %% ../nbs/40_pipeline.ipynb #6a6bcbf4
+def _without_failed(t:Task, before:Sequence[Task], grid:Grid)->tuple[Task,list[Task]]:
+    "A comparison of the models that did not fail, and the tasks that it then builds on; unchanged if none is left."
+    failed = {model_name(u.model) for u in before if u.name in grid.failed}
+    left = [m for m in t.parameters['models'] if m not in failed]
+    if not left: return t,list(before)
+    return replace(t, parameters={**t.parameters,'models':left}), [u for u in before if model_name(u.model) not in failed]
 
 # %% ../nbs/40_pipeline.ipynb #d7b99688
 def _builds_on(t:Task, u:Task)->bool:

@@ -86,14 +86,15 @@ def test_metrics_of_a_prediction_file_are_its_row_of_results(project):
 
 
 def test_run_skips_what_is_done_and_goes_on_past_a_failure(project):
-    args = ['run','-m','tfidf-logreg','-m','tfidf-svm','-f','0','-f','1','--experiment','first','--no-compare','folds.n_folds=2','logging.progress=false']
-    assert '6 executed, 0 done before, 0 failed' in ipbes(*args, cwd=project)
-    assert '0 executed, 6 done before, 0 failed' in ipbes(*args, cwd=project)
+    args = ['run','-m','tfidf-logreg','-m','tfidf-svm','-f','0','-f','1','--experiment','first','folds.n_folds=2','logging.progress=false']
+    assert '7 executed, 0 done before, 0 failed' in ipbes(*args, cwd=project)
+    assert '0 executed, 7 done before, 0 failed' in ipbes(*args, cwd=project)
     broken = project/'broken'
     broken.mkdir()
     (broken/'config.json').write_text('{}')
     out = ipbes(*args, '-m', './broken', cwd=project, code=1)
     assert 'failed: train__broken__BCE__fold-0__run-0' in out and 'which failed' in out and '4 done before' in out
+    assert (project/'papermill_runs/first/compare__all__all__fold-all__run-0.html').exists() and 'failed: compare' not in out
     assert (project/'papermill_runs/first/train__broken__BCE__fold-0__run-0.failed.ipynb').exists()
 
 
