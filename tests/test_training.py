@@ -55,6 +55,23 @@ def test_a_killed_training_goes_on_to_the_same_weights(small, tmp_path):
     assert not list(kept.glob('best*'))
 
 
+def test_a_training_that_had_stopped_early_has_nothing_left_to_do(small, monkeypatch):
+    "Nothing improves, so it stops after epoch 2 of 5; killed at that epoch's save, it does not go on to epoch 3."
+    import transformers
+    tiny = dict(num_train_epochs=5, early_stopping_patience=1, learning_rate=1e-12, optional_negatives=20, per_device_train_batch_size=16, gradient_accumulation_steps=1)
+    s = replace(small, input=replace(small.input,max_length=16), models={'minilm':tiny})
+    save,saves = transformers.Trainer._save_checkpoint,[]
+
+    def save_and_stop(self, *a, **k):
+        save(self, *a, **k)
+        saves.append(1)
+        if len(saves)==2: raise KeyboardInterrupt
+    monkeypatch.setattr(transformers.Trainer, '_save_checkpoint', save_and_stop)
+    with pytest.raises(KeyboardInterrupt): train('minilm', settings=s)
+    epochs = [e['epoch'] for e in train('minilm', settings=s).log if 'eval_loss' in e]
+    assert epochs==[1,2] and len(saves)==2
+
+
 @pytest.mark.parametrize('names', [['POL'],['A','B','C-1','D_2']])
 def test_any_number_of_labels(tmp_path, names):
     "The same job with one label and with four: preprocess, folds, baseline, encoder, scores."
