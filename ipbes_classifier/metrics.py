@@ -350,6 +350,7 @@ def _read_text(path)->'pd.DataFrame':
     "A CSV file with every cell as text, without the unnamed index column that pandas writes."
     import pandas as pd
     try: frame = pd.read_csv(path, dtype=str, keep_default_na=False, encoding='utf-8-sig')
+    except FileNotFoundError as e: raise FileNotFoundError(f"no file {path} (seen from {os.getcwd()})") from e
     except pd.errors.EmptyDataError as e: raise ValueError(f"{path} is empty; expected a header and a row for each document") from e
     except (pd.errors.ParserError,UnicodeDecodeError) as e: raise ValueError(f"{path} is not a CSV file in UTF-8: {e}") from e
     if not len(frame): raise ValueError(f"{path} has a header but no rows")
