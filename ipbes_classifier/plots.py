@@ -21,7 +21,6 @@ from .files import atomic_path
 
 if TYPE_CHECKING:
     import pandas as pd
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 # %% ../nbs/26_plots.ipynb #97d73628

@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 
 from ipbes_classifier.files import read_json
-from ipbes_classifier.preprocess import REASONS, preprocess
-from ipbes_classifier.records import FIELDS, read_records
+from ipbes_classifier.preprocess import preprocess
+from ipbes_classifier.records import read_records
 
 REAL = os.environ.get('IPBES_REAL_DATA')
 LABELS = ['A','B']
