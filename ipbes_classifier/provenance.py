@@ -44,7 +44,7 @@ def git_commit(
     def git(*args): return subprocess.run(['git','-C',str(folder),*args], capture_output=True, text=True, timeout=30)
     try: head = git('rev-parse','--short=12','HEAD')
     except (OSError,subprocess.TimeoutExpired): return ''
-    if head.returncode: return ''
+    if head.returncode or not git('ls-files','.').stdout: return ''  # no checkout, or somebody else's
     return head.stdout.strip()+('+changed' if git('status','--porcelain','-uno').stdout.strip() else '')
 
 # %% ../nbs/02_provenance.ipynb #f07d5e5f
