@@ -10,8 +10,9 @@ cfg.read(here/'settings.ini', encoding='utf-8')
 cfg = cfg['DEFAULT']
 
 extras = {k.removesuffix('_requirements'): v.split() for k,v in cfg.items() if k.endswith('_requirements')}
-extras['dev'] += extras['train']+extras['minilm']
-extras['all'] = sorted({r for rs in extras.values() for r in rs})
+extras['search'] += extras['train']
+extras['all'] = sorted({r for k,rs in extras.items() if k not in ('dev','docs') for r in rs})
+extras['dev'] += extras['all']
 
 # `configs/` and `nbs/reports/` stand once in the tree; the wheel carries them inside the package
 folders = {'ipbes_classifier':'ipbes_classifier', 'ipbes_classifier.configs':'configs', 'ipbes_classifier.reports':'nbs/reports'}
@@ -21,7 +22,7 @@ setup(
     author=cfg['author'], author_email=cfg['author_email'], url=cfg['git_url'], license='MIT', license_files=['LICENSE'],
     long_description=(here/'README.md').read_text(encoding='utf-8'), long_description_content_type='text/markdown',
     packages=list(folders), package_dir=folders,
-    package_data={'ipbes_classifier.configs':['*.yaml'], 'ipbes_classifier.reports':['*.ipynb']},
+    package_data={'ipbes_classifier':['py.typed'], 'ipbes_classifier.configs':['*.yaml'], 'ipbes_classifier.reports':['*.ipynb']},
     python_requires='>='+cfg['min_python'], install_requires=cfg['requirements'].split(), extras_require=extras,
     entry_points={'console_scripts':cfg['console_scripts'].split()},
     classifiers=['Development Status :: 3 - Alpha', 'Intended Audience :: Science/Research', 'Natural Language :: English',
