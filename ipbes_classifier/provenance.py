@@ -73,7 +73,7 @@ def provenance(
     code = Path(__file__).parent
     root = Path(settings.root) if settings else Path.cwd()
     return dict(versions=versions(), git_commit=git_commit(code), device=device_name(), host=platform.node(),
-                platform=platform.platform(), settings=asdict(settings)|dict(root='.') if settings else None,
+                platform=platform.platform(), settings={k:v for k,v in asdict(settings).items() if k!='api'}|dict(root='.') if settings else None,
                 inputs={os.path.relpath(p,root):file_hash(p) for p in inputs}, **more)
 
 # %% ../nbs/02_provenance.ipynb #978cc55c
