@@ -23,7 +23,9 @@ MODELS,FOLDS = ['tfidf-logreg','minilm'],[0,1]
 NOTE = 'Synthetic data: figures show that everything works, not how good a model is.'
 
 # %% ../nbs/45_demo.ipynb #d696e4dc
-SETTINGS = '''# Small enough for two cores and a few minutes; remove a line to get the default.
+SETTINGS = '''# Small enough for two cores and a few minutes; remove a line to get the default. Event files hold times and process numbers, so a
+# demo that is to give equal bytes has none.
+logging: {tensorboard: false}
 input: {max_length: 96}
 models:
   minilm: {num_train_epochs: 3, learning_rate: 2.0e-4, per_device_train_batch_size: 16, gradient_accumulation_steps: 1, pos_weight_default: 2}

@@ -222,7 +222,7 @@ def ensemble(
     overrides:Sequence[str]=(),          # `key=value` settings
     settings:Settings|None=None,         # ready settings, in place of `config` and `overrides`
 )->Trained:                              # the ensemble with its figures and files
-    """Combine trained models on one fold; combination, thresholds and calibration come from dev. Written like any model.
+    """Combine trained models on one fold; combination, thresholds and calibration come from dev. Written like any model; the order of members does not matter.
 
     `FileNotFoundError` names a member that was not trained yet, `ValueError` the first row in which members differ.
     """
@@ -230,7 +230,7 @@ def ensemble(
     given = {k:v for k,v in dict(with_title=with_title, with_keywords=with_keywords).items() if v is not None}
     s = replace(s, input=replace(s.input,**given))
     labels,r = label_names(s),Run('Ensemble', loss, fold, run, s.input.with_title, s.input.with_keywords)
-    runs = {m:_member_run(s,m,r) for m in (models or s.ensemble.models)}
+    runs = {m:_member_run(s,m,r) for m in sorted(models or s.ensemble.models)}
     if len(runs)<2: raise ValueError(f"an ensemble needs two models or more; got {', '.join(runs) or 'none'}")
     with timed() as took:
         parts = _read_members(s, runs)

@@ -62,8 +62,8 @@ def ensemble_tasks(
     runs:Sequence[int],   # repetitions
     **parameters:Any,     # of each report
 )->list[Task]:            # to follow the tasks of their members
-    "An ensemble of all models for each fold, loss and run."
-    return [Task('ensemble', 'Ensemble', l, f, r, dict(models=list(models), loss=l, fold=f, run=r, **parameters)) for r in runs for f in folds for l in losses]
+    "An ensemble of all models for each fold, loss and run, the same in whatever order they are given."
+    return [Task('ensemble', 'Ensemble', l, f, r, dict(models=sorted(models), loss=l, fold=f, run=r, **parameters)) for r in runs for f in folds for l in losses]
 
 # %% ../nbs/40_pipeline.ipynb #964f5a04
 def compare_tasks(
@@ -72,9 +72,9 @@ def compare_tasks(
     runs:Sequence[int],   # repetitions, one comparison each
     **parameters:Any,     # of each report
 )->list[Task]:            # to come last
-    "One comparison over the folds for each run."
-    names = [model_name(m) for m in models]
-    return [Task('compare', 'all', 'all', None, r, dict(models=names, folds=list(folds), run=r, **parameters)) for r in runs]
+    "One comparison over the folds for each run, the same in whatever order models and folds are given."
+    names = sorted(model_name(m) for m in models)
+    return [Task('compare', 'all', 'all', None, r, dict(models=names, folds=sorted(folds), run=r, **parameters)) for r in runs]
 
 # %% ../nbs/40_pipeline.ipynb #193de47d
 def report_path(

@@ -168,9 +168,9 @@ def token_lengths(
 def loss_log(
     log_history:Sequence[Mapping], # `trainer.state.log_history` of transformers
 )->'pd.DataFrame':                 # epoch, step, loss, eval_loss and what else dev was measured by; a row per step
-    "Training and dev figures by epoch and step; the last word holds where a resumed training logged a step twice."
+    "Training and dev figures by epoch and step, without times; the last word holds where a resumed training logged a step twice."
     import pandas as pd
-    rows = [{k:v for k,v in e.items() if k in ('epoch','step','loss') or k.startswith('eval_')} for e in log_history]
+    rows = [{k:v for k,v in e.items() if k in ('epoch','step','loss') or k.startswith('eval_') and not k.endswith(('_runtime','_per_second'))} for e in log_history]
     rows = [r for r in rows if set(r)-{'epoch','step'}]
     log = pd.DataFrame(rows).reindex(columns=list(dict.fromkeys(['epoch','step','loss','eval_loss',*(k for r in rows for k in r)])))
     return log.groupby(['epoch','step'], as_index=False, dropna=False).last()
