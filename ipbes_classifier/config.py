@@ -10,15 +10,18 @@ __all__ = ['Label', 'Paths', 'Data', 'Folds', 'Input', 'Training', 'Baseline', '
 # %% ../nbs/00_config.ipynb #9829179d
 import difflib
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+
+from .renamed import ENVIRONMENTS, OldSetting, new_key, rename_keys, shell_variables
 
 # %% ../nbs/00_config.ipynb #3cf32e21
 @dataclass
@@ -38,8 +41,8 @@ class Paths:
     results_dir:str = 'results'
     final_model_dir:str = '${.results_dir}/final_model'
     metrics_dir:str = '${.results_dir}/metrics'
-    test_preds_dir:str = '${.results_dir}/test_preds/bert'
-    dev_preds_dir:str = '${.results_dir}/dev_preds/bert'
+    test_preds_dir:str = '${.results_dir}/test_preds'     # below it a folder `bert`
+    dev_preds_dir:str = '${.results_dir}/dev_preds'
     plots_dir:str = 'plots'
     best_hpo:str = 'configs/best_hpo.yaml'               # what searches found
     ray_dir:str = '${.results_dir}/ray_results'          # trials of searches
@@ -82,7 +85,7 @@ class Training:
     per_device_train_batch_size:int = 35
     per_device_eval_batch_size:int = 32
     gradient_accumulation_steps:int = 4                  # batches per step of the optimiser
-    warmup_ratio:float = 0.1                             # share of the steps over which the learning rate rises
+    warmup_ratio:float = 0.1                             # share of the steps over which the learning rate rises; 1 or more: as many steps
     weight_decay:float = 0.01
     lr_scheduler_type:str = 'linear'
     early_stopping_patience:int = 2                      # epochs without improvement; 0: never stop early
@@ -216,7 +219,7 @@ def _known_keys(cls:type, prefix:str='')->Iterator[str]:
     "All dotted keys of a dataclass of dataclasses; `*` stands for the free keys of a dict."
     for f in fields(cls):
         yield prefix+f.name
-        if is_dataclass(f.type): yield from _known_keys(f.type, f'{prefix}{f.name}.')
+        if is_dataclass(f.type): yield from _known_keys(cast(type,f.type), f'{prefix}{f.name}.')
         elif str(f.type).startswith('dict'): yield f'{prefix}{f.name}.*'
 
 # %% ../nbs/00_config.ipynb #18d09d6a
@@ -228,18 +231,25 @@ def _is_known(key:str)->bool:
     return key in KNOWN or any('.'.join([*parts[:i],'*']) in KNOWN for i in range(1,len(parts)))
 
 # %% ../nbs/00_config.ipynb #162aba65
+ABBREVIATED = dict(lr='learning_rate', epochs='num_train_epochs', batch_size='per_device_train_batch_size', wd='weight_decay', warmup='warmup_ratio')
+
 def _unknown_key(key:str, where:str)->ValueError:
     "The error for a key that is no setting, with the nearest that is."
+    given,(parent,_,name) = key,key.rpartition('.')
+    if parent.startswith('models.'):
+        names = [f.name for f in fields(Training)]
+        return ValueError(f"{where}: unknown key `{key}`; nearest known: `{parent}.{ABBREVIATED.get(name) or difflib.get_close_matches(name,names,1,0)[0]}`")
+    key = f'{parent}.{ABBREVIATED[name]}'.strip('.') if name in ABBREVIATED else key
     near = difflib.get_close_matches(key, KNOWN, 1, 0) or ['']
     same_name = difflib.get_close_matches(key.split('.')[-1], [k.split('.')[-1] for k in KNOWN], 1, 0.75)
     best = next((k for k in sorted(KNOWN) if same_name and k.split('.')[-1]==same_name[0] and '.' not in key), near[0])
-    return ValueError(f"{where}: unknown key `{key}`; nearest known: `{best}`")
+    return ValueError(f"{where}: unknown key `{given}`; nearest known: `{best}`")
 
 # %% ../nbs/00_config.ipynb #d63f0dc9
 def _read_yaml(path:Path)->tuple[DictConfig,dict[str,int]]:
     "A YAML mapping and the line of each key; `ValueError` names the file and line of a syntax error."
     try:
-        text = path.read_text(encoding='utf-8')
+        text = shell_variables(path.read_text(encoding='utf-8'))
         conf,lines = OmegaConf.create(text or '{}'), dict(_key_lines(yaml.compose(text, yaml.SafeLoader)))
     except UnicodeDecodeError as e: raise ValueError(f"{path}: not UTF-8 at byte {e.start}") from e
     except (yaml.YAMLError,OmegaConfBaseException) as e: raise ValueError(f"{path}: not valid YAML: {e}") from e
@@ -247,12 +257,19 @@ def _read_yaml(path:Path)->tuple[DictConfig,dict[str,int]]:
     return conf,lines
 
 # %% ../nbs/00_config.ipynb #46561e51
+def _plain(conf:DictConfig)->dict[str,Any]:
+    "A mapping of plain Python values, interpolations left as they are."
+    return cast(dict[str,Any], OmegaConf.to_container(conf))
+
 def _merge(base:DictConfig, layer:DictConfig, lines:dict[str,int], where:str)->DictConfig:
     "Lay `layer` over `base`; errors name `where` and the line."
+    names = [str(l.name) for l in base.labels]
+    renamed,lines = rename_keys(_plain(layer), lines, where, _is_known, names)
+    layer = OmegaConf.create(renamed)
     def place(key): return f"{where}, line {lines[key]}" if key in lines else where
     for key in lines:
         if not _is_known(key): raise _unknown_key(key, place(key))
-    try: return OmegaConf.merge(_outrank(base,layer), layer)
+    try: return cast(DictConfig, OmegaConf.merge(_outrank(base,layer), layer))
     except OmegaConfBaseException as e:
         key = str(e.full_key or '')
         raise ValueError(f"{place(key)}: `{key}`: {str(e).splitlines()[0]}") from e
@@ -262,7 +279,7 @@ def _outrank(base:DictConfig, layer:DictConfig)->DictConfig:
     "`base` without what its `models:` say of training settings that `layer` sets."
     given = set(layer.get('training') or {})
     if not given or not base.models: return base
-    kept = {m:{k:v for k,v in (own or {}).items() if k not in given} for m,own in OmegaConf.to_container(base.models).items()}
+    kept = {m:{k:v for k,v in (own or {}).items() if k not in given} for m,own in _plain(base.models).items()}
     base = base.copy()
     OmegaConf.update(base, 'models', kept, merge=False)
     return base
@@ -274,6 +291,7 @@ def _environment(configs:Path, env:str|None)->tuple[DictConfig,dict[str,int],str
     if not env: return None
     if not path.exists(): raise ValueError(f"IPBES_ENV={env}, but there is no {path}")
     conf,lines = _read_yaml(path)
+    if env not in conf and ENVIRONMENTS.get(env) in conf: env = ENVIRONMENTS[env]
     if env not in conf: raise ValueError(f"{path}: no section `{env}` (IPBES_ENV); sections: {', '.join(map(str,conf))}")
     inner = {k.removeprefix(f'{env}.'):n for k,n in lines.items() if k.startswith(f'{env}.')}
     return conf[env] or OmegaConf.create({}), inner, f'{path} [{env}]'
@@ -283,6 +301,9 @@ def _override(conf:DictConfig, item:str)->DictConfig:
     "Settings with one `key=value` of the command line."
     key,eq,value = item.partition('=')
     if not eq: raise ValueError(f"command line: {item!r} is not of the form key=value")
+    if (found := new_key(key, value, _is_known)) and found[0]:
+        warnings.warn(f'command line: {found[2]}', OldSetting, stacklevel=3)
+        key,value = found[0],str(found[1])
     if not _is_known(key.split('[')[0]): raise _unknown_key(key, 'command line')
     try:
         new = OmegaConf.create(f'x: {value}').x if value else ''
@@ -402,8 +423,8 @@ def model_training(
     layer:dict[str,Any] = {}
     for name in dict.fromkeys([model.rstrip('/').split('/')[-1], model]): layer |= s.models.get(name) or {}
     for key in layer:
-        if not _is_known(f'training.{key}') : raise _unknown_key(f'training.{key}', f'configuration, `models.{model}`')
-    try: return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Training), OmegaConf.structured(s.training), layer))
+        if not _is_known(f'training.{key}'): raise _unknown_key(f'models.{model}.{key}', 'configuration')
+    try: return cast(Training, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Training), OmegaConf.structured(s.training), layer)))
     except OmegaConfBaseException as e: raise ValueError(f"configuration: `models.{model}.{e.full_key}`: {str(e).splitlines()[0]}") from e
 
 # %% ../nbs/00_config.ipynb #f9bb1d85

@@ -60,7 +60,7 @@ def predictions_path(
     split:str='test',  # test or dev
 )->Path:               # absolute
     "The prediction file of a run on one split."
-    return project_path(s, s.paths.dev_preds_dir if split=='dev' else s.paths.test_preds_dir)/r.predictions
+    return project_path(s, s.paths.dev_preds_dir if split=='dev' else s.paths.test_preds_dir)/'bert'/r.predictions
 
 # %% ../nbs/20b_results.ipynb #b5b50c3d
 def results_path(
@@ -120,8 +120,8 @@ def result_row(
 
 # %% ../nbs/20b_results.ipynb #be6629fa
 def read_results(
-    path:str|os.PathLike, # results.csv
-)->pd.DataFrame:          # a row per run; undefined measures are NaN
+    path:str|os.PathLike|io.StringIO, # results.csv
+)->pd.DataFrame:                      # a row per run; undefined measures are NaN
     "Read the table of runs; `ValueError` if it lacks a key column."
     df = pd.read_csv(path, keep_default_na=False, na_values=[''])
     if missing := [k for k in KEYS if k not in df]: raise ValueError(f"{path}: no column {', '.join(missing)}; found {', '.join(df.columns[:8])}, ...")
