@@ -61,7 +61,7 @@ def run_demo(
     say(f'{len(folds)} folds; train, dev and test share no paper and no near-duplicate')
     grid = run_grid(s, MODELS, FOLDS, experiment='demo', parameters=dict(overrides=list(overrides), note=NOTE), say=say)
     if grid.failed: return grid
-    out = predict(root/'data/raw/unseen.csv', [checkpoint_path(s,Run('Ensemble','BCE',FOLDS[0]))], root/'results/unseen_scored.csv')
+    out = predict(root/'data/raw/unseen.csv', [checkpoint_path(s,Run('Ensemble','BCE',min(FOLDS)))], root/'results/unseen_scored.csv')
     for line in _what_to_open(root, grid, out): say(line)
     return grid
 
