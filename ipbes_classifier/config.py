@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Label', 'Paths', 'Data', 'Folds', 'Input', 'Training', 'Baseline', 'Thresholds', 'Scheduler', 'Hpo', 'Ensemble',
-           'Logging', 'Api', 'Settings', 'find_root', 'resource_dir', 'load_config', 'check_settings', 'model_training',
-           'label_names', 'project_path', 'to_yaml']
+           'Logging', 'Api', 'Card', 'Settings', 'find_root', 'resource_dir', 'load_config', 'check_settings',
+           'model_training', 'label_names', 'project_path', 'to_yaml']
 
 # %% ../nbs/00_config.ipynb #9829179d
 import difflib
@@ -22,6 +22,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from .renamed import ENVIRONMENTS, OldSetting, new_key, rename_keys, shell_variables
+
+from .extensions import use_modules
 
 # %% ../nbs/00_config.ipynb #3cf32e21
 @dataclass
@@ -96,6 +98,8 @@ class Training:
     focal_alpha:float = 0.25                             # weight of positives, 0 to 1; negatives get the rest
     focal_gamma:float = 2.                               # how fast easy cells fade; 0: not at all
     precision:str = 'auto'                               # auto, float32, bf16 or fp16
+    loss_settings:dict[str,Any] = field(default_factory=dict)  # name of a loss of your own -> its settings
+    model_settings:dict[str,Any] = field(default_factory=dict) # of a model of your own; below `models:`, by its name
     activation_checkpointing:bool = False                # less memory, about a third slower
     dataloader_num_workers:int = 0
     save_total_limit:int = 1                             # epochs kept beside the best one while training
@@ -168,6 +172,14 @@ class Api:
     cache:str = '${paths.data_dir}/fetched'              # answers are kept here
     cache_days:int = 90                                  # an older answer is asked for again
 
+# %% ../nbs/00_config.ipynb #50398a48
+@dataclass
+class Card:
+    "What the model card of a checkpoint says beside what is known anyway."
+    licence:str = 'unknown'                              # of the weights, as the hub spells it, e.g. mit or cc-by-4.0
+    authors:list[str] = field(default_factory=list)      # who answers for the model
+    data_source:str = ''                                 # where the records are from, in a sentence
+
 # %% ../nbs/00_config.ipynb #77d652c4
 @dataclass
 class Settings:
@@ -186,6 +198,8 @@ class Settings:
     ensemble:Ensemble = field(default_factory=Ensemble)
     logging:Logging = field(default_factory=Logging)
     api:Api = field(default_factory=Api)
+    card:Card = field(default_factory=Card)
+    modules:list[str] = field(default_factory=list)      # Python modules of your own to import: measures, losses, models
     root:str = '.'                                       # the project folder, found when the settings are loaded
 
 # %% ../nbs/00_config.ipynb #53bb91a6
@@ -333,7 +347,9 @@ def load_config(
     if layer := _environment(configs, os.environ.get('IPBES_ENV') if env is None else env): conf = _merge(conf, *layer)
     if config is not None: conf = _merge(conf, *_read_yaml(_existing(config)), str(config))
     for item in overrides: conf = _override(conf, item)
-    return check_settings(_to_settings(conf, root))
+    s = check_settings(_to_settings(conf, root))
+    use_modules(s.modules, root)
+    return s
 
 # %% ../nbs/00_config.ipynb #d007ba4c
 def _existing(path:str|os.PathLike)->Path:
