@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 
 from .config import Settings, label_names, project_path
-from .ensemble import check_members, on_scale
+from .ensemble import EnsembleModel, check_members, on_scale
 from .files import atomic_path, read_json, write_json
 from .folds import Fold, read_clusters, read_fold
 from .metrics import Predictions, read_predictions, reading_order
@@ -51,11 +51,13 @@ def find_predictions(
     folder:str|os.PathLike|None=None,    # another folder of prediction files, such as the published ones
 )->list[tuple[Run,Path]]:                # sorted by model, loss, fold and run
     "Prediction files by what their names tell; `FileNotFoundError` if there are none, or none of a model or fold that was asked for."
-    if folder is None and settings is None: raise ValueError("find_predictions needs `settings` or a `folder`")
-    folder = Path(folder) if folder is not None else predictions_path(settings, Run('','')  , split).parent
+    if folder is None:
+        if settings is None: raise ValueError("find_predictions needs `settings` or a `folder`")
+        folder = predictions_path(settings, Run('',''), split).parent
+    folder = Path(folder)
     there = [(r,p) for p in sorted(folder.glob('*.csv')) if (r:=parse_name(p.name))]
     if not there: raise FileNotFoundError(f"no {split} predictions in {folder}; `ipbes train` or `ipbes run` makes them")
-    wanted = dict(model=[model_name(m) for m in models or ()], fold=list(folds or ()), run=list(runs or ()))
+    wanted:dict[str,list] = dict(model=[model_name(m) for m in models or ()], fold=list(folds or ()), run=list(runs or ()))
     for key,values in wanted.items(): _check_found(key, values, there, folder)
     found = [(r,p) for r,p in there if all(not v or getattr(r,k) in v for k,v in wanted.items())]
     if not found: raise FileNotFoundError(f"{folder}: no {split} predictions of {wanted} together; `ipbes train` makes them")
@@ -95,7 +97,8 @@ def read_comparison(
     "Read predictions on the folds that all models share; `ValueError` if there is none, or if models disagree about rows or labels."
     runs = sorted({r.run for r,_ in found})
     if len(runs)>1: raise ValueError(f"predictions of runs {', '.join(map(str,runs))}: their test sets overlap; compare one run at a time, such as runs=[{runs[0]}]")
-    names,paths = display_names([r for r,_ in found]),{}
+    names = display_names([r for r,_ in found])
+    paths:dict[str,dict[int,Path]] = {}
     for r,p in found:
         if old:=paths.setdefault(names[r],{}).get(r.fold): raise ValueError(f"two files for {names[r]}, fold {r.fold}: {old} and {p}")
         paths[names[r]][r.fold] = p
@@ -414,10 +417,11 @@ def source_predictions(
     seed:int=42,
 )->Predictions:             # for the test records, in their order
     "Predictions of a logistic regression on `source_traits` and their products, never on words."
-    x,y,labels = source_traits(records),label_matrix(records,labels),list(labels)
+    labels = list(labels)
+    x,y = source_traits(records),label_matrix(records,labels)
     scores = np.column_stack([_fit_traits(x.iloc[fold.train],y[fold.train,j],seed)(x) for j in range(len(labels))])
     dev,test = fold.dev,fold.test
-    thresholds,calibrations = [f(y[dev],scores[dev],labels) for f in (fit_thresholds,fit_calibration)]
+    thresholds,calibrations = fit_thresholds(y[dev],scores[dev],labels),fit_calibration(y[dev],scores[dev],labels)
     preds,probs = apply_thresholds(scores[test],thresholds,labels),calibrate(scores[test],calibrations,labels)
     return Predictions(labels, y[test].astype(np.int8), preds, scores[test], probs, records.iloc[test].reset_index(drop=True).astype(str))
 
@@ -472,6 +476,7 @@ def member_shares(
     t:Trained,       # what `ensemble` returned
 )->pd.DataFrame:     # a row per member and label: member, label, weight, share (0 to 1, adds up to 1 within a label; NaN where all weights are 0)
     "How much each member of an ensemble moves its scores."
+    if not isinstance(t.model,EnsembleModel): raise ValueError(f"{t.run.model} is no ensemble, so that it has no members")
     combination,labels = t.model.combination,t.model.labels
     runs = [r for r,_ in find_members(t)][:-1]
     spread = np.array([on_scale(read_predictions(predictions_path(t.settings,r,'dev')).scores,combination.scale).std(0) for r in runs])

@@ -122,7 +122,7 @@ def _count_bars(ax, y:np.ndarray, labels:Sequence[str])->None:
 # %% ../nbs/26_plots.ipynb #67826541
 @_style()
 def label_counts(
-    y,                               # (n, n_labels) 0/1 truth, array or frame with a column per label
+    y:'np.ndarray|pd.DataFrame',       # (n, n_labels) 0/1 truth, array or frame with a column per label
     labels:Sequence[str],            # label names
     splits:Sequence[str]|None=None,  # (n,) the split of each record, such as train, dev, test; a panel for each
     fig:'Figure|None'=None,          # draw here instead of on a new figure
@@ -130,12 +130,12 @@ def label_counts(
     "Positives of each label, in each split."
     from matplotlib.ticker import MaxNLocator
     y = _matrix(y,labels,'y')
-    splits = np.full(len(y),'all') if splits is None else np.asarray(splits, dtype=str)
-    if len(splits)!=len(y): raise ValueError(f"y has {len(y)} rows, splits have {len(splits)}")
-    names = _split_order(splits.tolist()) or ['all']
+    of = np.full(len(y),'all') if splits is None else np.asarray(splits, dtype=str)
+    if len(of)!=len(y): raise ValueError(f"y has {len(y)} rows, splits have {len(of)}")
+    names = _split_order(of.tolist()) or ['all']
     fig,axes = _panels(names, fig, height=1.3+0.32*len(labels), share=True)
     for ax,name in zip(axes,names):
-        part = y[splits==name]
+        part = y[of==name]
         _count_bars(ax, part, labels)
         ax.set_title(f'{name}: {len(part):,} records\n{int((part.sum(1)==0).sum()):,} without a label', fontweight='normal')
         ax.xaxis.set_major_locator(MaxNLocator(4))
@@ -152,15 +152,17 @@ def token_lengths(
 )->'Figure':                # histogram with the cut marked
     "Lengths of the records in tokens, and the share not read to the end; lengths past four times the cut fall into the last bar."
     import seaborn as sns
-    lengths = np.asarray(lengths)
+    n = np.asarray(lengths)
     fig = _figure(fig, 6.5, 3.2)
     ax = fig.subplots()
-    if not len(lengths): return _say(ax, 'no records') or fig
-    cut = int((lengths>max_length).sum())
-    sns.histplot(x=np.minimum(lengths, 4*max_length), bins=60, color='.6', edgecolor='white', linewidth=0.3, ax=ax)
+    if not len(n):
+        _say(ax, 'no records')
+        return fig
+    cut = int((n>max_length).sum())
+    sns.histplot(x=np.minimum(n, 4*max_length), bins=60, color='.6', edgecolor='white', linewidth=0.3, ax=ax)
     ax.axvline(max_length, color='black', linestyle='--')
     ax.set(xlabel='tokens', ylabel='records', xlim=(0,None))
-    ax.set_title(f'{cut:,} of {len(lengths):,} records ({_percent(cut/len(lengths))}) are longer than {max_length} tokens',
+    ax.set_title(f'{cut:,} of {len(n):,} records ({_percent(cut/len(n))}) are longer than {max_length} tokens',
         fontweight='normal')
     return fig
 
@@ -187,10 +189,12 @@ def loss_curves(
     fig = _figure(fig, 6.5, 3.4)
     ax = fig.subplots()
     train,dev = log.dropna(subset='loss'),log.dropna(subset='eval_loss')
-    if train.empty and dev.empty: return _say(ax, 'no loss was logged') or fig
+    if train.empty and dev.empty:
+        _say(ax, 'no loss was logged')
+        return fig
     ax.plot(train.epoch, train.loss, color='.55', label='train')
     ax.plot(dev.epoch, dev.eval_loss, color='black', marker='o', markersize=4, label='dev')
-    if best_epoch is None and len(dev): best_epoch = float(dev.epoch[dev.eval_loss.idxmin()])
+    if best_epoch is None and len(dev): best_epoch = float(dev.epoch.to_numpy()[dev.eval_loss.to_numpy().argmin()])
     if best_epoch is not None: ax.axvline(best_epoch, color='.3', linestyle='--', linewidth=1.2, label=f'best epoch: {best_epoch:g}')
     ax.set(xlabel='epoch', ylabel='loss', ylim=(0,None))
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -221,8 +225,8 @@ def _threshold_panel(ax, y:np.ndarray, s:np.ndarray, threshold:float, color)->No
 # %% ../nbs/26_plots.ipynb #222aa674
 @_style()
 def threshold_curves(
-    y,                                            # (n, n_labels) 0/1 truth of dev, array or frame
-    s,                                            # (n, n_labels) scores, likewise
+    y:'np.ndarray|pd.DataFrame',                    # (n, n_labels) 0/1 truth of dev, array or frame
+    s:'np.ndarray|pd.DataFrame',                    # (n, n_labels) scores, likewise
     labels:Sequence[str],                         # label names
     thresholds:Mapping[str,float]|Sequence[float],# the chosen threshold of each label
     fig:'Figure|None'=None,                       # draw here instead of on a new figure
@@ -268,8 +272,8 @@ def _curve_axes(ax, kind:str)->None:
 # %% ../nbs/26_plots.ipynb #b48592ef
 @_style()
 def roc_curves(
-    y,                      # (n, n_labels) 0/1 truth, array or frame
-    s,                      # (n, n_labels) scores, higher is more likely positive
+    y:'np.ndarray|pd.DataFrame', # (n, n_labels) 0/1 truth, array or frame
+    s:'np.ndarray|pd.DataFrame', # (n, n_labels) scores, higher is more likely positive
     labels:Sequence[str],   # label names
     fig:'Figure|None'=None, # draw here instead of on a new figure
 )->'Figure':                # one axes, a curve per label
@@ -288,8 +292,8 @@ def roc_curves(
 # %% ../nbs/26_plots.ipynb #4c59b707
 @_style()
 def pr_curves(
-    y,                      # (n, n_labels) 0/1 truth, array or frame
-    s,                      # (n, n_labels) scores, higher is more likely positive
+    y:'np.ndarray|pd.DataFrame', # (n, n_labels) 0/1 truth, array or frame
+    s:'np.ndarray|pd.DataFrame', # (n, n_labels) scores, higher is more likely positive
     labels:Sequence[str],   # label names
     fig:'Figure|None'=None, # draw here instead of on a new figure
 )->'Figure':                # one axes, a curve and a prevalence line per label
@@ -317,8 +321,8 @@ def _effort(y:np.ndarray, s:np.ndarray)->tuple[np.ndarray,np.ndarray]:
 # %% ../nbs/26_plots.ipynb #e3a281d5
 @_style()
 def effort_curves(
-    y,                      # (n, n_labels) 0/1 truth, array or frame
-    s,                      # (n, n_labels) scores, higher is more likely positive
+    y:'np.ndarray|pd.DataFrame', # (n, n_labels) 0/1 truth, array or frame
+    s:'np.ndarray|pd.DataFrame', # (n, n_labels) scores, higher is more likely positive
     labels:Sequence[str],   # label names
     target:float=0.95,      # the recall that a screener wants, 0 to 1
     fig:'Figure|None'=None, # draw here instead of on a new figure
@@ -352,8 +356,8 @@ def _score_panel(ax, y:np.ndarray, s:np.ndarray, color)->None:
 # %% ../nbs/26_plots.ipynb #853f7fe3
 @_style()
 def score_histograms(
-    y,                      # (n, n_labels) 0/1 truth, array or frame
-    s,                      # (n, n_labels) scores, higher is more likely positive
+    y:'np.ndarray|pd.DataFrame', # (n, n_labels) 0/1 truth, array or frame
+    s:'np.ndarray|pd.DataFrame', # (n, n_labels) scores, higher is more likely positive
     labels:Sequence[str],   # label names
     fig:'Figure|None'=None, # draw here instead of on a new figure
 )->'Figure':                # a panel per label, counts on a logarithmic axis
@@ -396,8 +400,8 @@ def _reliability_panel(ax, strip, y:np.ndarray, p:np.ndarray, bins:int, color)->
 # %% ../nbs/26_plots.ipynb #34eae588
 @_style()
 def reliability(
-    y,                      # (n, n_labels) 0/1 truth, array or frame
-    p,                      # (n, n_labels) probabilities, 0 to 1
+    y:'np.ndarray|pd.DataFrame', # (n, n_labels) 0/1 truth, array or frame
+    p:'np.ndarray|pd.DataFrame', # (n, n_labels) probabilities, 0 to 1
     labels:Sequence[str],   # label names
     bins:int=10,            # bins of equal width
     fig:'Figure|None'=None, # draw here instead of on a new figure
@@ -435,8 +439,8 @@ def _confusion_panel(ax, y:np.ndarray, pred:np.ndarray, color)->None:
 # %% ../nbs/26_plots.ipynb #11ebca48
 @_style()
 def confusion(
-    y,                      # (n, n_labels) 0/1 truth, array or frame
-    preds,                  # (n, n_labels) 0/1 decisions, likewise
+    y:'np.ndarray|pd.DataFrame', # (n, n_labels) 0/1 truth, array or frame
+    preds:'np.ndarray|pd.DataFrame', # (n, n_labels) 0/1 decisions, likewise
     labels:Sequence[str],   # label names
     fig:'Figure|None'=None, # draw here instead of on a new figure
 )->'Figure':                # a 2 by 2 table per label
@@ -478,7 +482,7 @@ def curves_side_by_side(
     return fig
 
 # %% ../nbs/26_plots.ipynb #dc0c4133
-def _models_panel(ax, pairs:Mapping[str,tuple], kind:str)->None:
+def _models_panel(ax, pairs:Mapping[str,tuple[np.ndarray,np.ndarray]], kind:str)->None:
     "The curves of all models for one label, with a legend below."
     whys = {m:_undefined(y) for m,(y,_) in pairs.items()}
     if all(whys.values()): return _say(ax, next(iter(whys.values())))

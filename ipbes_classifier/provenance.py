@@ -14,10 +14,11 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from .config import Settings
 from .files import file_hash, write_json
@@ -58,7 +59,7 @@ def device_name()->str:  # e.g. `cpu (2 threads)` or the name of the first GPU
 @contextmanager
 def timed()->Iterator[dict]:
     "Seconds and start time of a block, in the dict that it yields."
-    took = dict(started=datetime.now(timezone.utc).isoformat(timespec='seconds'))
+    took:dict[str,str|float] = dict(started=datetime.now(UTC).isoformat(timespec='seconds'))
     t0 = time.perf_counter()
     try: yield took
     finally: took['seconds'] = round(time.perf_counter()-t0, 3)
@@ -67,7 +68,7 @@ def timed()->Iterator[dict]:
 def provenance(
     settings:Settings|None=None,       # what it was made with
     inputs:Sequence[str|os.PathLike]=(), # files it was made from; their hashes are kept
-    **more,                            # further facts, e.g. model, fold, seconds
+    **more:Any,                        # further facts, e.g. model, fold, seconds
 )->dict:                               # ready for `write_json`
     "All that made a result."
     code = Path(__file__).parent
@@ -81,7 +82,7 @@ def write_provenance(
     folder:str|os.PathLike,            # where the result stands
     settings:Settings|None=None,       # what it was made with
     inputs:Sequence[str|os.PathLike]=(), # files it was made from
-    **more,                            # further facts
+    **more:Any,                        # further facts
 )->Path:                               # folder/provenance.json
     "Write `provenance.json` beside a result."
     return write_json(Path(folder)/'provenance.json', provenance(settings, inputs, **more))

@@ -14,6 +14,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -34,8 +35,10 @@ def read_vocabulary(
     source:str|os.PathLike|Mapping|None=None, # a YAML file, or what such a file holds; None: `vocabulary_file()`
 )->dict:                                      # slots, mixture, ecology, labels, fields
     "Read and check the words of a sample; `ValueError` names the file and what it lacks."
-    name = 'the vocabulary' if isinstance(source,Mapping) else Path(source or vocabulary_file())
-    v = dict(source) if isinstance(source,Mapping) else yaml.safe_load(name.read_text(encoding='utf-8'))
+    if isinstance(source,Mapping): name,v = 'the vocabulary',dict(source)
+    else:
+        path = Path(source or vocabulary_file())
+        name,v = str(path),yaml.safe_load(path.read_text(encoding='utf-8'))
     missing = [k for k in ('slots','mixture','ecology','labels','fields') if not v.get(k)]
     if missing: raise ValueError(f"{name} lacks {', '.join(missing)}")
     for label,d in v['labels'].items():
@@ -51,7 +54,7 @@ class Prose:
         rng:np.random.Generator): # the source of chance
         self.v,self.rng = vocabulary,rng
 
-    def pick(self, items:Sequence): return items[int(self.rng.integers(len(items)))]
+    def pick(self, items:Sequence)->Any: return items[int(self.rng.integers(len(items)))]
 
     def fill(self,
         template:str,         # text with {slots}
@@ -82,7 +85,8 @@ def abstract_of(
     rng:np.random.Generator,   # the source of chance
 )->str:                        # 60 to 160 words, no sentence twice
     "Sentences until a length drawn between 62 and 135 words is reached."
-    target,text = int(rng.integers(62,136)),[]
+    target = int(rng.integers(62,136))
+    text:list[str] = []
     while sum(len(s.split()) for s in text)<target:
         s = sentence()
         if s not in text: text.append(s)
@@ -116,7 +120,9 @@ def _field_paper(prose:Prose, field:str)->dict:
 # %% ../nbs/14_sample.ipynb #44660f49
 class Papers:
     "Makes papers with a DOI, a year and a title of their own."
-    def __init__(self, prose:Prose): self.prose,self.titles = prose,set()
+    def __init__(self, prose:Prose):
+        self.prose = prose
+        self.titles:set[str] = set()
 
     def make(self,
         kind:str,               # `positive`, `hard`, `ecology`, or a field of the vocabulary
@@ -205,11 +211,13 @@ Priority Numbers|Programming Language|Version|System|Code|Code Number|Section|Se
 # %% ../nbs/14_sample.ipynb #fee0894f
 class Planted:
     "The account of a sample: rows by kind of dirt, and pairs of rows that are one paper."
-    def __init__(self): self.rows,self.pairs = defaultdict(list),[]
+    def __init__(self):
+        self.rows:dict[str,list] = defaultdict(list)
+        self.pairs:list[dict] = []
 
-    def row(self, kind:str, file:str, key:str): self.rows[kind].append([file,key])
+    def row(self, kind:str, file:str, key:str)->None: self.rows[kind].append([file,key])
 
-    def pair(self, kind:str, a:tuple[str,str], b:tuple[str,str]): self.pairs.append(dict(kind=kind,a=list(a),b=list(b)))
+    def pair(self, kind:str, a:tuple[str,str], b:tuple[str,str])->None: self.pairs.append(dict(kind=kind,a=list(a),b=list(b)))
 
     def counts(self)->dict: # how many rows or pairs of each kind, by name
         "How much was planted."
@@ -226,7 +234,7 @@ class Rows:
     "Writes papers down as rows of files, with faults, and keeps the account."
     def __init__(self, prose:Prose):
         self.prose,self.rng,self.planted = prose,prose.rng,Planted()
-        self.files = defaultdict(list)
+        self.files:dict[str,list] = defaultdict(list)
 
     def key(self)->str: # 8 characters, like Zotero's
         "A new key; letters and digits without those that are easily confused."
