@@ -187,8 +187,8 @@ def code_hashes(
     found:dict[str,str] = {}
     for obj in objs:
         module = obj if isinstance(obj,ModuleType) else sys.modules.get(obj.__module__)
-        if module is None or module.__name__.split('.')[0]==__name__.split('.')[0]: continue
-        if getattr(module,'__file__',None): found |= {f'{m.__name__}':file_hash(m.__file__ or '') for m in _with_neighbours(module)}
+        if module is None or module.__name__.split('.')[0]=='ipbes_classifier': continue
+        if getattr(module,'__file__',None) and module.__name__!='__main__': found |= {m.__name__:file_hash(m.__file__ or '') for m in _with_neighbours(module)}
         elif not isinstance(obj,ModuleType): found[object_reference(obj)] = hashlib.sha256(_source(obj).encode()).hexdigest()
     return dict(sorted(found.items()))
 
