@@ -11,6 +11,7 @@ help:
 	@echo 'make test       install what developing needs, run all tests but the long ones'
 	@echo 'make test-long  run the long tests'
 	@echo 'make lab        open the pages in JupyterLab'
+	@echo 'make docs       build the docs site into _docs/ and check its links'
 	@echo 'make readme     write README.md from nbs/index.ipynb'
 	@echo 'make export     write ipbes_classifier/ from nbs/, and clean the notebooks'
 	@echo 'make bench      run the benchmarks, small (N=20000 records), into results/benchmarks/'
@@ -31,7 +32,7 @@ $(VENV)/.installed: $(STATED)
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(INSTALL) -e '.[dev]'
+	$(INSTALL) -e '.[dev,docs]'
 	touch $@
 
 demo: setup
@@ -45,6 +46,9 @@ test-long: setup-dev
 
 lab: setup-dev
 	$(BIN)/jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/nbs/index.ipynb
+
+docs: setup-dev
+	$(BIN)/python scripts/docs.py
 
 readme: setup-dev
 	$(BIN)/python scripts/readme.py
@@ -65,6 +69,7 @@ pins: setup-dev
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .hypothesis .ruff_cache .mypy_cache
+	rm -rf _docs _proc
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help setup setup-dev demo test test-long lab readme export bench pins clean
+.PHONY: help setup setup-dev demo test test-long lab docs readme export bench pins clean
