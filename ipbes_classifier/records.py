@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FIELDS', 'clean_text', 'clean_texts', 'normalise_doi', 'normalise_title', 'normalise_language', 'to_records',
-           'iter_records', 'read_records', 'parse_labels', 'write_records', 'clean_records']
+           'iter_records', 'read_records', 'parse_labels', 'write_records', 'clean_records', 'check_dataset']
 
 # %% ../nbs/10_records.ipynb #0d187b05
 import csv
@@ -19,6 +19,7 @@ from functools import lru_cache
 from pathlib import Path
 from urllib.parse import unquote
 
+import numpy as np
 import pandas as pd
 
 from .files import atomic_path
@@ -68,7 +69,7 @@ def _strip_tags(s):
         last = m.end()
     tree = LexborHTMLParser('<body>.'+''.join(parts)+s[last:].replace('<','&lt;'))
     for node in tree.css('x-hidden'): node.decompose()
-    return tree.body.text(separator='')[1:]
+    return tree.body.text(separator='')[1:] if tree.body else ''
 
 # %% ../nbs/10_records.ipynb #fc8fbec3
 def _strip_markup(s):
@@ -202,12 +203,16 @@ def _mapping(header):
 # %% ../nbs/10_records.ipynb #b98a2549
 def _check_header(header, path):
     "Refuse a header with a column twice or without titles."
-    twice = sorted({c for c in header if header.count(c)>1})
-    if twice: raise ValueError(f"{path}: column {', '.join(map(repr,twice))} stands more than once in the header; every column needs a name of its own")
+    twice = sorted({c for c in header if c.strip() and header.count(c)>1})
+    if twice: raise ValueError(f"{path}: column {_names(twice)} stands more than once in the header; every column needs a name of its own")
     if 'title' in _mapping(header).values(): return
     near = get_close_matches('title', [_squash(c) for c in header], n=1, cutoff=0.5)
     hint = f" Did you mean {[c for c in header if _squash(c)==near[0]][0]!r}? Rename it to 'title'." if near else ''
-    raise ValueError(f"{path}: no column 'title'. Columns found: {', '.join(map(repr,header[:30]))}.{hint}")
+    raise ValueError(f"{path}: no column 'title'. Columns found: {_names(header)}.{hint}")
+
+def _names(columns):
+    "Names of columns for a message, which stays short whatever they are."
+    return ', '.join(repr(c if len(c)<60 else c[:60]+'...') for c in list(columns)[:30]) or 'none'
 
 # %% ../nbs/10_records.ipynb #523b0ccb
 def _strings(col):
@@ -215,6 +220,7 @@ def _strings(col):
     if isinstance(col.dtype, pd.StringDtype): return col.fillna('').tolist()
     def text(v):
         if isinstance(v,str): return v
+        if isinstance(v,bytes): return v.decode('utf-8','replace')
         if v is None or v is pd.NA or (isinstance(v,float) and v!=v): return ''
         if isinstance(v,float) and v.is_integer(): return str(int(v))
         return '; '.join(map(str,v)) if hasattr(v,'__iter__') else str(v)
@@ -247,26 +253,55 @@ def to_records(
     return pd.concat([df, pd.DataFrame({c: v for c,v in cols.items() if c not in df}).reset_index(drop=True)], axis=1)
 
 # %% ../nbs/10_records.ipynb #765e6a51
+_OTHER = {b'PK\x03\x04':'a zip archive or an Excel workbook (.xlsx)', b'\xd0\xcf\x11\xe0':'an old Excel workbook (.xls)', b'\x1f\x8b':'compressed by gzip',
+    b'PAR1':'a parquet file', b'%PDF':'a PDF', b'\xff\xfe':'UTF-16 text', b'\xfe\xff':'UTF-16 text', b'<':'a web page or XML', b'{':'JSON', b'[':'JSON'}
+
+# %% ../nbs/10_records.ipynb #55c6ccc0
+def _check_bytes(path):
+    "Refuse what only calls itself CSV, and a NUL byte, which no text holds."
+    offset,line = 0,1
+    with open(path,'rb') as f:
+        while block := f.read(1<<20):
+            for start,what in _OTHER.items():
+                if not offset and block.lstrip().startswith(start): raise ValueError(f"{path} is {what}, not CSV. Save the table as CSV in UTF-8 (in Excel: 'CSV UTF-8').")
+            if (i := block.find(0))>=0:
+                raise ValueError(f"{path}: NUL byte at offset {offset+i}, line {line+block.count(10,0,i)}: the file is damaged, or is UTF-16. Save it as UTF-8 (in Excel: 'CSV UTF-8').")
+            offset,line = offset+len(block), line+block.count(10)
+
+# %% ../nbs/10_records.ipynb #c2e44a60
 def _csv_header(path):
     "The header of a delimited file, and its delimiter: the one of comma, semicolon and tab that gives most columns."
-    with open(path, encoding='utf-8-sig', newline='') as f: text = ''.join(l for l,_ in zip(f,range(5)))
-    if not text.strip(): raise ValueError(f"{path} is empty; a file of records starts with a header that names its columns")
-    rows = {sep: next(csv.reader(io.StringIO(text,newline=''), delimiter=sep)) for sep in ('\t' if Path(path).suffix.lower()=='.tsv' else ',;\t')}
+    with open(path, encoding='utf-8-sig', newline='') as f:
+        first = next((l for l in f if l.strip()), '')
+        text = first+''.join(l for l,_ in zip(f,range(5)))
+    if not first: raise ValueError(f"{path} is empty; a file of records starts with a header that names its columns")
+    try: rows = {sep: next(csv.reader(io.StringIO(text,newline=''), delimiter=sep)) for sep in ('\t' if Path(path).suffix.lower()=='.tsv' else ',;\t')}
+    except csv.Error as e: raise ValueError(f"{path}: the first line is no header that names columns: {e}") from e
     sep = max(rows, key=lambda s: len(rows[s]))
     return rows[sep],sep
 
-# %% ../nbs/10_records.ipynb #55c6ccc0
+# %% ../nbs/10_records.ipynb #9c480987
 def _csv_frames(path, size):
     "Frames of strings of at most `size` rows."
+    _check_bytes(path)
     header,sep = _csv_header(path)
     _check_header(header, path)
-    kw = dict(sep=sep, dtype=str, keep_default_na=False, na_filter=False, encoding='utf-8', chunksize=size)
+    names = [c if c.strip() else i for i,c in enumerate(header)]
+    kw = dict(sep=sep, dtype=str, keep_default_na=False, na_filter=False, encoding='utf-8', chunksize=size, header=0, names=names)
     try:
         with pd.read_csv(path, **kw) as frames:
-            for i,df in enumerate(frames):
+            for df in frames:
                 if not isinstance(df.index, pd.RangeIndex): raise ValueError(f"{path}: rows have more fields than the header, which names {len(header)}")
-                yield df.fillna('').reset_index(drop=True)
-    except pd.errors.ParserError as e: raise ValueError(f"{path} is not a well-formed CSV file: {e}. The header names {len(header)} columns.") from e
+                yield df[[c for c in names if isinstance(c,str)]].fillna('').reset_index(drop=True)
+    except pd.errors.ParserError as e: raise ValueError(f"{path} is not a well-formed CSV file: {_parser_words(e,len(header))}") from e
+
+# %% ../nbs/10_records.ipynb #2d286728
+def _parser_words(e, n_columns):
+    "What pandas says of a malformed file, in words of the file."
+    s = ' '.join(str(e).removeprefix('Error tokenizing data. C error: ').split())
+    if m := re.search(r'Expected \d+ fields in line (\d+), saw (\d+)', s): return f"line {m[1]} has {m[2]} fields, and the header names {n_columns} columns"
+    if m := re.search(r'EOF inside string starting at row (\d+)', s): return f"a quoted field that starts in row {m[1]} never ends; was the file cut off?"
+    return s
 
 # %% ../nbs/10_records.ipynb #3cde6b15
 def _wrong_encoding(path):
@@ -285,12 +320,14 @@ def _wrong_encoding(path):
 def _parquet_frames(path, size):
     "Frames of at most `size` rows of one parquet file."
     import pyarrow as pa, pyarrow.parquet as pq
-    try: f = pq.ParquetFile(path)
-    except pa.ArrowInvalid as e: raise ValueError(f"{path} is not a parquet file: {e}") from e
-    with f:
-        header = f.schema_arrow.names
-        _check_header(header, path)
-        for batch in f.iter_batches(size, columns=list(_mapping(header))+(['Extra','Url'] if _ZOTERO<=set(header) else [])): yield batch.to_pandas()
+    try:
+        with pq.ParquetFile(path) as f:
+            header = f.schema_arrow.names
+            _check_header(header, path)
+            columns = list(_mapping(header))+(['Extra','Url'] if _ZOTERO<=set(header) else [])
+            for batch in f.iter_batches(size, columns=columns): yield batch.to_pandas()
+    except PermissionError: raise
+    except (pa.ArrowException,OSError,UnicodeDecodeError) as e: raise ValueError(f"{path} is not a parquet file, or a damaged one: {' '.join(str(e).split())}") from e
 
 # %% ../nbs/10_records.ipynb #a4940054
 _READERS = {'.csv': _csv_frames, '.tsv': _csv_frames, '.parquet': _parquet_frames}
@@ -337,13 +374,13 @@ def read_records(
 )->pd.DataFrame:                      # the columns of `FIELDS`, then what else the file holds; a row per record, in file order
     """Read records without cleaning their text.
 
-    `FileNotFoundError` if there is no such file; `ValueError` naming the file if it is empty, not UTF-8, malformed, has no titles,
+    `FileNotFoundError` if there is no such file; `ValueError` naming the file if it is empty, not UTF-8, holds a NUL byte, is malformed, has no titles,
     a column twice, an unknown suffix, or lacks one of `columns` or `labels`.
     """
     frames = list(iter_records(path, 50_000))
     df = pd.concat(frames, ignore_index=True) if frames else to_records(pd.DataFrame(columns=_header(path), dtype=str))
     for c in [*(columns or ()),*labels]:
-        if c not in df: raise ValueError(f"{path}: no column {c!r}. Columns found: {', '.join(map(repr,df.columns))}")
+        if c not in df: raise ValueError(f"{path}: no column {c!r}. Columns found: {_names(df.columns)}")
     for c in labels: df[c] = parse_labels(df[c], f'{path}, column {c!r}').clip(0)
     return df if columns is None else df[[*columns,*(c for c in labels if c not in columns)]]
 
@@ -357,12 +394,11 @@ def _header(path):
 
 # %% ../nbs/10_records.ipynb #afbeeeed
 def parse_labels(
-    values:Sequence, # of a label column: 0/1 as numbers, booleans or strings, empty where nothing is stated
+    values:Sequence|pd.Series, # of a label column: 0/1 as numbers, booleans or strings, empty where nothing is stated
     where:str='',    # the file and column, for the message
     first:int=1,     # number of the first row, for the message
-):                   # (n,) int8 array: 1, 0, or -1 where nothing is stated
+)->np.ndarray:        # (n,) int8: 1, 0, or -1 where nothing is stated
     "Read a label column; `ValueError` names the first row (counted from 1, without the header) that is neither."
-    import numpy as np
     known = {'1':1,'1.0':1,'true':1,'0':0,'0.0':0,'false':0,'':-1}
     texts = [s.strip().lower() for s in _strings(pd.Series(values))]
     for i,s in enumerate(texts):
@@ -385,12 +421,15 @@ def write_records(
     df:pd.DataFrame,      # records, any columns
     path:str|os.PathLike, # .csv, .tsv or .parquet
 )->Path:                  # `path`
-    "Write records atomically; the same records give the same bytes. `ValueError` for another suffix."
+    "Write records atomically; the same records give the same bytes. `ValueError` for another suffix, or what the file could not be read back with."
     import pyarrow as pa
     path = Path(path)
     if path.suffix.lower() not in _READERS: raise ValueError(f"{path}: unknown suffix {path.suffix!r}; known are {', '.join(_READERS)}")
-    table = pa.Table.from_pandas(df, preserve_index=False).replace_schema_metadata(None)
-    with atomic_path(path) as tmp: _write_table(table, tmp)
+    try: table = pa.Table.from_pandas(df, preserve_index=False).replace_schema_metadata(None)
+    except (pa.ArrowException,UnicodeEncodeError) as e: raise ValueError(f"{path}: records cannot be written: {e}") from e
+    with atomic_path(path) as tmp:
+        _write_table(table, tmp)
+        if path.suffix.lower()!='.parquet': _check_bytes(tmp)
     return path
 
 # %% ../nbs/10_records.ipynb #e8613296
@@ -400,3 +439,20 @@ def clean_records(
     "Clean the texts of records."
     texts = {f: pd.Series(clean_texts(df[f].tolist(), title=f!='abstract'), index=df.index, dtype='str') for f in ('title','abstract','keywords') if f in df}
     return df.assign(**texts)
+
+# %% ../nbs/10_records.ipynb #5f86d328
+def check_dataset(
+    records:pd.DataFrame,  # of `read_records`, with the label columns
+    labels:Sequence[str],  # their names
+    path:str|os.PathLike,  # the file, for the message
+)->pd.DataFrame:           # the same records, an id each
+    "Refuse a data set that no model can learn from; `ValueError` names the file and what is wrong."
+    if not len(records): raise ValueError(f"{path} has a header and no records")
+    if not any((records[c].str.strip()!='').any() for c in ('title','abstract')): raise ValueError(f"{path}: title and abstract of all {len(records)} records are empty")
+    for l in labels:
+        share = (records[l]>0).mean()
+        if share in (0,1): raise ValueError(f"{path}: {'every' if share else 'no'} record carries label {l}; a classifier needs both kinds")
+    ids = records['id'].where(records['id']!='', pd.Series(range(len(records)), index=records.index).astype(str))
+    if not ids.duplicated().any(): return records.assign(id=ids)
+    a,b = np.flatnonzero(ids==ids[ids.duplicated()].iloc[0])[:2]
+    raise ValueError(f"{path}: rows {a} and {b} have the same id {ids.iloc[a]!r}; `ipbes preprocess` gives each record one of its own")
