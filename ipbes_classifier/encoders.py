@@ -10,7 +10,7 @@ __all__ = ['MINILM_HUB', 'MINILM_SHA256', 'LESS_IS_BETTER', 'encoder_source', 'E
 # %% ../nbs/21b_encoders.ipynb #68caa569
 import gc
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -238,6 +238,7 @@ def training_arguments(
     work_dir:str|os.PathLike,       # where epochs are kept while training
     seed:int,                       # order of records, dropout
     progress:bool=True,             # show a bar
+    keep_epochs:bool=True,          # write each epoch, load the best at the end
 )->'TrainingArguments':             # for `Trainer`
     "The `Trainer`'s arguments: an evaluation and a checkpoint every epoch, batches grouped by length, the best epoch at the end."
     import torch
@@ -250,8 +251,8 @@ def training_arguments(
         per_device_train_batch_size=t.per_device_train_batch_size, per_device_eval_batch_size=t.per_device_eval_batch_size,
         gradient_accumulation_steps=t.gradient_accumulation_steps, train_sampling_strategy='group_by_length',
         bf16=precision=='bf16', fp16=precision=='fp16', activation_checkpointing=t.activation_checkpointing,
-        eval_strategy='epoch', save_strategy='epoch', logging_strategy='epoch', save_total_limit=t.save_total_limit,
-        load_best_model_at_end=True, metric_for_best_model=metric, greater_is_better=more, restore_callback_states_from_checkpoint=True,
+        eval_strategy='epoch', save_strategy='epoch' if keep_epochs else 'no', logging_strategy='epoch', save_total_limit=t.save_total_limit,
+        load_best_model_at_end=keep_epochs, metric_for_best_model=metric, greater_is_better=more, restore_callback_states_from_checkpoint=True,
         dataloader_num_workers=t.dataloader_num_workers, disable_tqdm=not progress, report_to='none')
 
 # %% ../nbs/21b_encoders.ipynb #43483350
@@ -275,8 +276,9 @@ def _dev_measures(labels:list[str], metric:str)->Any:
     return compute
 
 # %% ../nbs/21b_encoders.ipynb #58a11896
-def _dataset(encoder:Encoder, records:pd.DataFrame, by_length:bool=False)->list[dict]:
-    "Tokenised records with their labels, for the `Trainer`; sorted by length where the order does not matter."
+def _dataset(encoder:Encoder, records:pd.DataFrame|list[dict], by_length:bool=False)->list[dict]:
+    "Tokenised records with their labels, for the `Trainer`; sorted by length where the order does not matter. Rows that are ready stay as they are."
+    if isinstance(records,list): return records
     encoded = encode(encoder.tokenizer, records, encoder.recipe)
     rows = [e|dict(labels=y) for e,y in zip(encoded, label_matrix(records,encoder.labels).astype(np.float32))]
     return sorted(rows, key=lambda r: len(r['input_ids'])) if by_length else rows
@@ -332,12 +334,14 @@ def _stopped_early(epoch:Path, patience:int)->bool:
 # %% ../nbs/21b_encoders.ipynb #73c96aab
 def fine_tune(
     encoder:Encoder,                             # changed in place
-    train:pd.DataFrame,                          # records with 0/1 label columns
-    dev:pd.DataFrame,                            # decides which epoch is kept
+    train:pd.DataFrame|list[dict],               # records with 0/1 label columns, or their rows as `_dataset` makes them
+    dev:pd.DataFrame|list[dict],                 # decides which epoch is kept
     work_dir:str|os.PathLike|None=None,          # keeps the epochs while training; default: a temporary folder
     resume:bool=True,                            # go on from a complete epoch found in `work_dir`
     progress:bool=True,                          # show a bar
     tensorboard_dir:str|os.PathLike|None=None,   # event files; default: none
+    callbacks:Sequence[Any]=(),                  # further `TrainerCallback`s
+    keep_epochs:bool=True,                       # False: write nothing, and keep the last epoch instead of the best
 )->list[dict]:                                   # losses and dev measures of each epoch
     "Fine-tune with the Hugging Face `Trainer`; the best epoch's weights stay in `encoder`."
     import tempfile
@@ -345,10 +349,10 @@ def fine_tune(
     work = Path(work_dir or tempfile.mkdtemp())
     work.mkdir(parents=True, exist_ok=True)
     trainer = _trainer_class()(
-        encoder.model, training_arguments(encoder.training, encoder.labels, work, encoder.seed, progress),
+        encoder.model, training_arguments(encoder.training, encoder.labels, work, encoder.seed, progress, keep_epochs),
         train_dataset=_dataset(encoder,train), eval_dataset=_dataset(encoder,dev,by_length=True), processing_class=encoder.tokenizer,
         data_collator=DataCollatorWithPadding(encoder.tokenizer), compute_metrics=_dev_measures(encoder.labels,encoder.training.metric_for_best_model),
-        compute_loss_func=trainer_loss(make_loss(encoder.loss,encoder.training,encoder.labels)), callbacks=_callbacks(encoder.training,tensorboard_dir))
+        compute_loss_func=trainer_loss(make_loss(encoder.loss,encoder.training,encoder.labels)), callbacks=[*_callbacks(encoder.training,tensorboard_dir),*callbacks])
     trainer.remove_callback(PrinterCallback)
     epoch = _last_epoch(work) if resume else None
     if epoch and _stopped_early(epoch, encoder.training.early_stopping_patience):
