@@ -13,11 +13,12 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pandas as pd
 
-from .files import atomic_path, file_hash
+from .files import file_hash, locked, write_errors
 from .records import normalise_doi, normalise_title
 
 # %% ../nbs/13_folds.ipynb #f2696518
@@ -25,7 +26,8 @@ def _link_equal(
     keys:Sequence[str],      # one key a row, '' where there is none
 )->list[tuple[int,int]]:     # pairs of rows with one key, each row paired with the first that has its key
     "Link rows whose keys are equal; empty keys link nothing."
-    first,links = {},[]
+    first:dict[str,int] = {}
+    links = []
     for i,k in enumerate(keys):
         if k and (j:=first.setdefault(k,i))!=i: links.append((j,i))
     return links
@@ -96,7 +98,7 @@ def _texts(records:pd.DataFrame, column:str)->list[str]:
 
 def _representatives(texts:Sequence[str])->dict[int,np.ndarray]:
     "The shingles of each different text, by the first row that has it; texts too short for any are left out."
-    first = {}
+    first:dict[str,int] = {}
     for i,t in enumerate(texts): first.setdefault(t,i)
     return {i:s for t,i in first.items() if len(s:=shingles(t))}
 
@@ -167,7 +169,8 @@ def make_folds(
 )->list[Fold]:             # n_runs * n_folds, by run and fold
     """Split clusters into train, dev and test with label shares kept, then give the rows; the test sets of a run are disjoint.
 
-    `ValueError` if sizes do not fit, shapes differ, or a label is too rare to stand in each split of each fold (it names label, fold and split).
+    `ValueError` if sizes do not fit, shapes differ, or a label is too rare or too common to stand and to be absent in each split of each fold (it names
+    label, fold and split).
     """
     y = _as_bool(y)
     names = [str(l) for l in labels] if labels is not None else [f'label {i}' for i in range(y.shape[1])]
@@ -224,11 +227,13 @@ def _check_counts(by_cluster, n_folds, names):
 
 # %% ../nbs/13_folds.ipynb #82c63aee
 def _check_labels(f:Fold, y:np.ndarray, names:Sequence[str]):
-    "Refuse a split in which a label does not occur."
+    "Refuse a split in which nobody or everybody has a label."
     for split,rows in f.splits.items():
+        where = f'{split} of fold {f.fold}, run {f.run}'
         for name,n,total in zip(names,y[rows].sum(0),y.sum(0)):
-            if not n: raise ValueError(f"label {name} has {n} of its {total} records in {split} of fold {f.fold}, run {f.run}; "
+            if not n: raise ValueError(f"label {name} has {n} of its {total} records in {where}; "
                                        "give it more positives, or use fewer folds or a larger test_size and dev_size")
+            if n==len(rows): raise ValueError(f"label {name} stands on all {n} records in {where}; a classifier needs records without it too")
 
 # %% ../nbs/13_folds.ipynb #90a2aac5
 def fold_table(
@@ -304,41 +309,59 @@ def write_folds(
     "Write fold files and `clusters.parquet`; same folds, same bytes. `ValueError` if a fold breaks a rule of `check_fold`."
     for f in folds: check_fold(f, clusters)
     folder = Path(folder)
-    (folder/CLUSTERS).unlink(missing_ok=True)
-    for p in folder.glob('*_run-*.csv'):
-        if _FILE.fullmatch(p.name): p.unlink()
-    for f in folds:
-        for split,rows in f.splits.items():
-            with atomic_path(folder/f.file(split)) as tmp: pd.DataFrame({'index':rows}).to_csv(tmp, index=False, lineterminator='\n')
-    _write_clusters(folder/CLUSTERS, np.asarray(clusters), file_hash(data_path), dict(settings or {}))
+    with locked(folder), write_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=folder.parent, prefix='.folds-') as tmp:
+            for f in folds:
+                for split,rows in f.splits.items(): pd.DataFrame({'index':rows}).to_csv(Path(tmp)/f.file(split), index=False, lineterminator='\n')
+            _write_clusters(Path(tmp)/CLUSTERS, np.asarray(clusters), file_hash(data_path), dict(settings or {}))
+            _replace_folds(Path(tmp), folder)
     return folder
 
 # %% ../nbs/13_folds.ipynb #5b75a643
 CLUSTERS = 'clusters.parquet'
 _FILE = re.compile(r'(train|dev|test)\d+_run-\d+\.csv')
 
-def _write_clusters(path:Path, clusters:np.ndarray, sha256:str, settings:dict):
+def _replace_folds(new:Path, folder:Path)->None:
+    "Put all files of `new` in place of the fold files in `folder`."
+    (folder/CLUSTERS).unlink(missing_ok=True)
+    for p in folder.glob('*_run-*.csv'):
+        if _FILE.fullmatch(p.name): p.unlink()
+    for p in sorted(new.iterdir(), key=lambda p: (p.name==CLUSTERS,p.name)): os.replace(p, folder/p.name)
+
+# %% ../nbs/13_folds.ipynb #05dc72fd
+def _write_clusters(path:Path, clusters:np.ndarray, sha256:str, settings:dict)->None:
     "One row a record, with the hash of the data set and the settings in the schema."
     import pyarrow as pa
     import pyarrow.parquet as pq
     table = pa.table(dict(row=np.arange(len(clusters),dtype=np.int64), cluster=clusters.astype(np.int64)))
     meta = dict(sha256=sha256, settings=json.dumps(settings,sort_keys=True))
-    with atomic_path(path) as tmp: pq.write_table(table.replace_schema_metadata(meta), tmp)
+    pq.write_table(table.replace_schema_metadata(meta), path)
 
-# %% ../nbs/13_folds.ipynb #05dc72fd
+# %% ../nbs/13_folds.ipynb #4bd09824
 def read_clusters(
     folder:str|os.PathLike,                # the folder of the folds
     data_path:str|os.PathLike|None=None,   # the data set; its hash must be the one that the folds were made for
 )->tuple[np.ndarray,dict]:                 # (n,) cluster of each row, and `sha256` and `settings`
-    "Read `clusters.parquet`; `FileNotFoundError` if it is missing, `ValueError` if it was made for another data set."
-    import pyarrow.parquet as pq
+    "Read `clusters.parquet`; `FileNotFoundError` if it is missing, `ValueError` if it is damaged or was made for another data set."
     path = Path(folder)/CLUSTERS
     if not path.is_file(): raise FileNotFoundError(f"{path} is missing: without it nobody can tell whether near-duplicates were kept together. Make folds with `ipbes folds`.")
-    table = pq.read_table(path)
-    meta = {k.decode():v.decode() for k,v in (table.schema.metadata or {}).items()}
+    clusters,meta = _clusters(path)
     if data_path is not None and (found:=file_hash(data_path))!=meta.get('sha256'):
         raise ValueError(f"{path} was made for a data set with sha256 {meta.get('sha256')}, but {data_path} has {found}. Make new folds with `ipbes folds`.")
-    return table['cluster'].to_numpy(), dict(sha256=meta.get('sha256'), settings=json.loads(meta.get('settings','{}')))
+    return clusters, dict(sha256=meta.get('sha256'), settings=json.loads(meta.get('settings','{}')))
+
+# %% ../nbs/13_folds.ipynb #bf42c3d5
+def _clusters(path:Path)->tuple[np.ndarray,dict[str,str]]:
+    "Cluster of each row, and what the schema says."
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    try:
+        table = pq.read_table(path)
+        meta = {k.decode():v.decode() for k,v in (table.schema.metadata or {}).items()}
+        return table['cluster'].cast(pa.int64()).to_numpy(), meta
+    except (pa.ArrowException,OSError,KeyError,ValueError) as e:
+        raise ValueError(f"{path} is no list of clusters, or a damaged one: {' '.join(str(e).split())}. Make new folds with `ipbes folds`.") from e
 
 # %% ../nbs/13_folds.ipynb #77d3a2f8
 def read_fold(
@@ -361,8 +384,10 @@ def _read_rows(path:Path)->np.ndarray:
     if not path.is_file():
         there = sorted({p.name for p in path.parent.glob('test*_run-*.csv')})
         raise FileNotFoundError(f"{path} is missing; "+(f"there are {_some(there,10)}. " if there else "the folder holds no folds. ")+"Make folds with `ipbes folds`.")
-    table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    if 'index' not in table: raise ValueError(f"{path} needs a column `index` of row numbers; it has {', '.join(table.columns)}")
-    bad = ~table['index'].str.fullmatch(r'-?\d+')
+    try: table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except ValueError as e: raise ValueError(f"{path} is no table of row numbers: {' '.join(str(e).split())}. Make new folds with `ipbes folds`.") from e
+    if 'index' not in table: raise ValueError(f"{path} needs a column `index` of row numbers; it has {', '.join(table.columns[:10])}")
+    if not isinstance(table.index, pd.RangeIndex): raise ValueError(f"{path}: rows have more fields than the header, {', '.join(table.columns[:10])}")
+    bad = ~table['index'].str.fullmatch(r'-?[0-9]{1,18}')
     if bad.any(): raise ValueError(f"{path}, line {int(np.flatnonzero(bad)[0])+2}: {table['index'][bad].iloc[0]!r} is not a row number; whole numbers from 0 are")
     return np.sort(table['index'].astype(np.int64).to_numpy())
