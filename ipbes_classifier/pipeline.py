@@ -132,7 +132,7 @@ def task_identity(
     if missing: raise FileNotFoundError(f"{t.name} needs {', '.join(missing)}; `ipbes preprocess` and `ipbes folds` make them")
     settings = {k:v for k,v in asdict(s).items() if k not in ('root','logging','api')}
     return obj_hash(dict(task=t.name, parameters=dict(t.parameters), settings=settings, inputs=[file_hash(p) for p in inputs],
-                         report=file_hash(report_path(s,t.report)), code=_code_hash(), versions=versions(), members=list(members),
+                         report=file_hash(report_path(s,t.report)), code=_code_hash(), versions=versions(), members=sorted(members),
                          model=model_hash(t.model), predictions=_hashes(_predictions(s,t)) if t.report=='compare' else {}))
 
 # %% ../nbs/40_pipeline.ipynb #f5f48644
