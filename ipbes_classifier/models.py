@@ -368,8 +368,8 @@ def known_model(
     "`model` as it will be looked up; `ValueError` lists the known names if it is none of them."
     model = SHORT_NAMES.get(model,model)
     if model in BASELINES or model in MODELS or model=='minilm' or is_reference(model): return model
-    if (Path(model)/'recipe.json').exists():
-        raise ValueError(f"{model} was fine-tuned here already, on papers that stand in the test set of another fold; start from a pretrained encoder")
+    if (Path(model)/'recipe.json').exists() or Path(model).name.startswith('best_model_cross_val_'):
+        raise ValueError(f"{model} was fine-tuned already, on papers that stand in the test set of another fold; start from a pretrained encoder")
     if (Path(model)/'config.json').exists(): return model
     if model.count('/')==1 and not model.startswith(('.','/')): return model
     raise ValueError(f"unknown model {model!r}; known: {', '.join([*BASELINES,'minilm',*SHORT_NAMES,*MODELS])}, a folder that holds config.json, "
@@ -433,7 +433,7 @@ def make_model(
 def load_model(
     folder:str|os.PathLike, # a checkpoint
 )->Model:                   # ready to score
-    "Load a checkpoint of any kind; a plain Hugging Face folder is read as an encoder. `FileNotFoundError` if it is no checkpoint."
+    "Load a checkpoint of any kind; `FileNotFoundError` if it is none, `ValueError` if nobody wrote down what its outputs mean and what it reads."
     folder = Path(folder)
     if (folder/'recipe.json').exists():
         kind = read_json(folder/'recipe.json').get('kind')
@@ -441,5 +441,5 @@ def load_model(
         module,cls = KINDS[kind].split(':')
         return getattr(import_module(module), cls).load(folder)
     if not (folder/'config.json').exists(): raise FileNotFoundError(f"{folder} is no checkpoint: it holds neither recipe.json nor config.json")
-    from ipbes_classifier.encoders import Encoder
-    return Encoder.load(folder)
+    raise ValueError(f"{folder} holds no recipe.json, so that nothing says what it reads and what its outputs mean; `ipbes convert {folder}` adds it "
+                     "to checkpoints of IPBES-Classifier")
