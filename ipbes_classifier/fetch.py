@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import quote
@@ -50,7 +50,7 @@ def _retry_after(
     from email.utils import parsedate_to_datetime
     value = headers.get('retry-after','').strip()
     if re.fullmatch(r'\d+(\.\d+)?', value): return float(value)
-    try: return max(0., (parsedate_to_datetime(value)-datetime.now(timezone.utc)).total_seconds())
+    try: return max(0., (parsedate_to_datetime(value)-datetime.now(UTC)).total_seconds())
     except (ValueError,TypeError): return 0.
 
 # %% ../nbs/11_fetch.ipynb #2151f7d8

@@ -6,23 +6,25 @@
 __all__ = ['REASONS', 'Account', 'preprocess']
 
 # %% ../nbs/12_preprocess.ipynb #c70da945
+import csv
 import hashlib
 import html
-import json
 import os
 import re
 import tempfile
 import unicodedata
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from .files import atomic_path, read_json, write_text
+from .fetch import OUTCOMES, Source, count_gaps, fill_gaps, find_missing, gap_table, words_in_common
+from .files import atomic_path, write_json, write_text
 from .records import (FIELDS, _MARK, _NOT_WORD, _csv_options, _files, _mapping, _raw_frames, _strings, clean_records, normalise_doi,
                                       normalise_language, normalise_title, parse_labels, to_records)
 
@@ -74,14 +76,13 @@ def _doi_field(raw):
 def _language_code(s): return (ord(s[0])-96)*32+ord(s[1])-96 if s else 0
 
 # %% ../nbs/12_preprocess.ipynb #3216711a
-def _clean_batch(raw, first, task, part):
-    "Clean one raw batch into the file `part`; return its keys and findings. Runs in a worker process."
+def _clean_batch(raw, gaps, first, task, part):
+    "Fill and clean one raw batch into the file `part`; return its keys and findings. Runs in a worker process."
     import pyarrow as pa, pyarrow.parquet as pq
-    df = clean_records(to_records(raw, Path(task['file']).name))
+    df = to_records(raw, Path(task['file']).name)
+    df = clean_records(df if gaps is None else fill_gaps(df,gaps))
     df['abstract'] = df.abstract.where(df.abstract.str.len()>=task['min_abstract_chars'], '')
-    types = df.item_type if 'item_type' in df else ['']*len(df)
-    allowed = np.array([not task['item_types'] or not t or _plain_type(t) in task['item_types'] for t in types], bool)
-    keys = _keys(df, allowed, _doi_field(raw))
+    keys = _keys(df, _allowed(df,task['item_types']), _doi_field(raw))
     keys['said'] = np.stack([parse_labels(raw[l], f"{task['file']}, column {l!r}", first) if l in raw else np.full(len(raw),-1,np.int8)
                              for l in task['labels']], axis=1)
     pq.write_table(pa.Table.from_pandas(df[FIELDS], preserve_index=False), part, compression='lz4', use_dictionary=False)
@@ -92,6 +93,21 @@ def _plain_type(s):
     "An item type without the spelling: 'journalArticle', 'Journal Article', 'journal-article'."
     return re.sub(r'[\W_]+', '', s.casefold())
 
+def _allowed(df, item_types):
+    "(n,) bool: is a record of one of the item types, or of none that is known?"
+    types = df.item_type if 'item_type' in df else ['']*len(df)
+    return np.array([not item_types or not t or _plain_type(t) in item_types for t in types], bool)
+
+# %% ../nbs/12_preprocess.ipynb #987479ae
+def _gaps(raw, task, sources, counts):
+    "What `sources` know of a batch's rows without title or abstract, counted in `counts`; None where nobody is to be asked."
+    if not sources: return None
+    df = to_records(raw, Path(task['file']).name)
+    rows = np.flatnonzero(_allowed(df,task['item_types']))
+    gaps = find_missing(df.iloc[rows], sources, task['min_abstract_chars'])
+    counts.update(count_gaps(gaps))
+    return gaps.set_axis(rows[gaps.index])
+
 # %% ../nbs/12_preprocess.ipynb #23f29966
 def _in_order(tasks, workers):
     "Results of `_clean_batch` for an iterable of its arguments, in order."
@@ -100,7 +116,7 @@ def _in_order(tasks, workers):
         return
     from joblib.externals.loky import ProcessPoolExecutor
     with ProcessPoolExecutor(workers) as pool:
-        waiting = deque()
+        waiting:deque = deque()
         for t in tasks:
             waiting.append(pool.submit(_clean_batch, *t))
             if len(waiting)>workers: yield waiting.popleft().result()
@@ -235,7 +251,7 @@ class _Parts:
 # %% ../nbs/12_preprocess.ipynb #9696f7d9
 def _fetch(parts, column, rows):
     "The values of a column at some input rows, as a dict."
-    rows,out = np.unique(rows),{}
+    rows,out = np.unique(rows),dict[int,Any]()
     for i,(a,b) in enumerate(zip(parts.starts,parts.starts[1:])):
         here = rows[np.searchsorted(rows,a):np.searchsorted(rows,b)]
         if len(here): out |= zip(here.tolist(), parts.read(i,[column])[column].take(here-a).to_pylist())
@@ -264,10 +280,10 @@ def _new_id(given, doi, title, abstract, seen):
 def _result_tables(parts, d, labels, filled):
     "The result, a table per batch."
     import pyarrow as pa
-    seen = set()
+    seen:set[str] = set()
     for i,(a,b) in enumerate(zip(parts.starts,parts.starts[1:])):
         rows = np.flatnonzero(d['kept'][a:b])
-        t = {c: v for c,v in parts.read(i).take(rows).to_pydict().items()} if len(rows) else None
+        t = parts.read(i).take(rows).to_pydict() if len(rows) else None
         if not t: continue
         for f,values in filled.items():
             for j,row in enumerate((rows+a).tolist()):
@@ -308,18 +324,21 @@ class Account:
     doubtful:list[dict]                            # rows merged for their DOI whose titles have little in common
     overruled:dict[str,int]                        # label to number of papers in its library of which a label column says 0
     settings:dict = field(default_factory=dict)    # what was asked for
+    filled:dict = field(default_factory=dict)      # what services were asked for and gave; empty if none was asked
     path:str = ''                                  # its JSON file
 
     def rows(self)->pd.DataFrame:
-        "Every row dropped or merged: file, row (from 1, without header), id, reason, by (the key that matched), into (row of the result, from 0)."
-        d = read_json(self.path)
-        return pd.DataFrame(d['rows'], columns=d['row_columns']).astype({'into': 'Int64'})
+        """Every row dropped or merged: file, row (from 1, without header), id, reason, by (the key that matched), into (row of the result, from 0),
+        title."""
+        df = pd.read_csv(Path(self.path).with_suffix('.csv'), dtype=str, keep_default_na=False)
+        return df.assign(row=df.row.astype(int), into=pd.to_numeric(df.into).astype('Int64'))
 
     def __repr__(self)->str: return f'Account of {Path(self.out).name}: {self.n_read} rows read, {self.n_kept} records kept, {self.reasons}, positives {self.labels}'
+    def __str__(self)->str: return _summary_text(self)
     def _repr_html_(self)->str: return _summary_html(self)
 
 # %% ../nbs/12_preprocess.ipynb #2e78e04a
-_ROW = ['file','row','id','reason','by','into']
+_ROW = ['file','row','id','reason','by','into','title']
 
 def _by(d, rows):
     "The key that each row shares with the row that stands for it; 'chain' if they are only linked through a third."
@@ -329,7 +348,7 @@ def _by(d, rows):
 
 # %% ../nbs/12_preprocess.ipynb #8508f8e8
 def _row_lines(parts, d, spans):
-    "For each row that is not in the result: file number, what `_ROW` says, and its title."
+    "For each row that is not in the result, what `_ROW` says."
     names = list(REASONS)
     for i,(a,b) in enumerate(zip(parts.starts,parts.starts[1:])):
         rows = np.flatnonzero(d['reason'][a:b])+a
@@ -338,27 +357,19 @@ def _row_lines(parts, d, spans):
         f = np.searchsorted([s['first'] for s in spans], rows, side='right')-1
         into = [None if x<0 else int(x) for x in d['into'][rows]]
         for x in zip(f.tolist(), rows.tolist(), t['id'], d['reason'][rows].tolist(), _by(d,rows).tolist(), into, t['title']):
-            yield x[0], [spans[x[0]]['file'],x[1]-spans[x[0]]['first']+1,x[2],names[x[3]-1],x[4],x[5]], x[6]
+            yield [spans[x[0]]['file'],x[1]-spans[x[0]]['first']+1,x[2],names[x[3]-1],*x[4:]]
 
 # %% ../nbs/12_preprocess.ipynb #e22543c5
-def _write_account(account, lines, path, n_examples=100):
-    "The account as JSON, a row of the input a line; returns the first rows of each reason with their titles, for the page."
-    head = json.dumps({k: v for k,v in asdict(account).items() if k!='path'}, indent=1, ensure_ascii=False, sort_keys=True)
-    examples = {r: [] for r in REASONS}
-    with atomic_path(path) as tmp, open(tmp,'w',encoding='utf-8',newline='\n') as f:
-        f.write(head[:-2]+f',\n "row_columns": {json.dumps(_ROW)},\n "rows": [')
-        for n,(_,row,title) in enumerate(lines):
-            f.write((',' if n else '')+'\n  '+json.dumps(row, ensure_ascii=False))
-            if len(examples[row[3]])<n_examples: examples[row[3]].append([*row,title])
-        f.write('\n ]\n}\n')
+def _write_rows(lines:Iterable[list], path:Path, n_examples:int=100)->dict[str,list]:
+    "Write what `_row_lines` yields as CSV; return the first rows of each reason, for the page."
+    examples:dict[str,list] = {r: [] for r in REASONS}
+    with atomic_path(path) as tmp, open(tmp,'w',encoding='utf-8',newline='') as f:
+        w = csv.writer(f, lineterminator='\n')
+        w.writerow(_ROW)
+        for row in lines:
+            w.writerow(row)
+            if len(examples[row[3]])<n_examples: examples[row[3]].append(row)
     return examples
-
-# %% ../nbs/12_preprocess.ipynb #e1bbb902
-def _table(rows, header):
-    "An HTML table; everything escaped."
-    cell = lambda tag,v: f'<{tag}{" class=n" if isinstance(v,int) else ""}>{html.escape(f"{v:,}" if isinstance(v,int) else str("" if v is None else v))}</{tag}>'
-    line = lambda tag,row: '<tr>'+''.join(cell(tag,v) for v in row)+'</tr>'
-    return '<table><thead>'+line('th',header)+'</thead><tbody>'+'\n'.join(line('td',r) for r in rows)+'</tbody></table>'
 
 # %% ../nbs/12_preprocess.ipynb #513f07da
 def _short_names(files):
@@ -367,15 +378,65 @@ def _short_names(files):
     return names if len(set(names.values()))==len(names) else {p: p for p in files}
 
 # %% ../nbs/12_preprocess.ipynb #493eec79
-def _summary_html(a):
-    "The account without single rows."
+def _file_rows(a:'Account')->tuple[list[str],list[list]]:
+    "Header and lines of the table of files; reasons that took no row are left out."
     used,short = [r for r in REASONS if a.reasons[r]],_short_names([f['file'] for f in a.files])
     files = [[short[f['file']],f['role'],f['rows'],f['kept'],*(f['reasons'][r] for r in used)] for f in a.files]
     total = [['all','',a.n_read,a.n_kept,*(a.reasons[r] for r in used)]] if len(files)>1 else []
-    labels = [[l,n,f'{100*n/a.n_kept:.2f} %'] for l,n in a.labels.items()]
+    return ['file','role','rows','kept',*used], files+total
+
+def _label_rows(a:'Account')->tuple[list[str],list[list]]:
+    "Header and lines of the table of labels."
+    return ['label','positives','prevalence'], [[l,n,f'{100*n/a.n_kept:.2f} %'] for l,n in a.labels.items()]
+
+# %% ../nbs/12_preprocess.ipynb #f2366f1c
+def _filled_account(sources:Sequence[Source], counts:Counter)->dict[str,Any]:
+    "What was asked of services, and what came; {} if none was asked."
+    if not sources: return {}
+    came = {s.name: {f: sum(n for (_,what,by),n in counts.items() if (what,by)==(f,s.name)) for f in ('title','abstract','year')} for s in sources}
+    return dict(records=int(sum(n for (_,what,_),n in counts.items() if what in OUTCOMES)), came=came, prefixes=gap_table(counts).reset_index().to_dict('records'))
+
+# %% ../nbs/12_preprocess.ipynb #c1aab1e9
+def _filled_text(a:'Account')->str:
+    "One sentence on what was filled, '' if nobody was asked."
+    if not a.filled: return ''
+    said = lambda x: ', '.join(f'{n:,} {f}{"s"*(n!=1)}' for f,n in x.items() if n) or 'nothing'
+    came = '; '.join(f'{name} gave {said(x)}' for name,x in a.filled['came'].items())
+    why = ', '.join(f'{n:,} {_WHY[o]}' for o in _WHY if (n:=a.filled['prefixes'][0][o]))
+    return f"{a.filled['records']:,} rows without title or abstract: {came}"+(f'; {why}' if why else '')
+
+_WHY = dict(partly='registered without it', other_title='under another title', unknown='not registered', no_doi='without DOI')
+
+# %% ../nbs/12_preprocess.ipynb #8602b7e4
+def _text_table(header:list[str], rows:list[list])->str:
+    "A table for a terminal: words to the left, numbers to the right."
+    cells = [[f'{v:,}' if isinstance(v,int) else v for v in r] for r in (header,*rows)]
+    width = [max(map(len,c)) for c in zip(*cells)]
+    right = [any(isinstance(r[i],int) or str(r[i]).endswith('%') for r in rows) for i in range(len(header))]
+    return '\n'.join('  '.join(v.rjust(w) if r else v.ljust(w) for v,w,r in zip(c,width,right)).rstrip() for c in cells)
+
+# %% ../nbs/12_preprocess.ipynb #e326431d
+def _summary_text(a:'Account')->str:
+    "The account for a terminal."
+    head = f'{a.n_read:,} rows read, {a.n_kept:,} records written to {Path(a.out).name}'
+    return '\n\n'.join(x for x in (head, _text_table(*_file_rows(a)), _text_table(*_label_rows(a)), _filled_text(a)) if x)
+
+# %% ../nbs/12_preprocess.ipynb #e1bbb902
+def _table(rows, header):
+    "An HTML table; everything escaped."
+    cell = lambda tag,v: f'<{tag}{" class=n" if isinstance(v,int) else ""}>{html.escape(f"{v:,}" if isinstance(v,int) else str("" if v is None else v))}</{tag}>'
+    line = lambda tag,row: '<tr>'+''.join(cell(tag,v) for v in row)+'</tr>'
+    return '<table><thead>'+line('th',header)+'</thead><tbody>'+'\n'.join(line('td',r) for r in rows)+'</tbody></table>'
+
+# %% ../nbs/12_preprocess.ipynb #bd4b72b7
+def _summary_html(a:'Account')->str:
+    "The account without single rows."
+    (header,files),(labels,counts) = _file_rows(a),_label_rows(a)
+    prefixes = a.filled.get('prefixes',[])
+    filled = (f'<p>{html.escape(_filled_text(a))}.</p><details><summary>By publisher prefix</summary>'+_table([p.values() for p in prefixes[:200]], prefixes[0])
+              + '<ul>'+''.join(f'<li><b>{o}</b>: {OUTCOMES[o]}</li>' for o in OUTCOMES)+'</ul></details>') if prefixes else ''
     return (f'<p>{a.n_read:,} rows read, {a.n_kept:,} records written to <code>{html.escape(Path(a.out).name)}</code>.</p>'
-            + _table(files+total, ['file','role','rows','kept',*used]) + '<ul>'+''.join(f'<li><b>{r}</b>: {REASONS[r]}</li>' for r in used)+'</ul>'
-            + _table(labels, ['label','positives','prevalence']))
+            + _table(files, header) + '<ul>'+''.join(f'<li><b>{r}</b>: {REASONS[r]}</li>' for r in header[4:])+'</ul>' + _table(counts, labels) + filled)
 
 # %% ../nbs/12_preprocess.ipynb #fbca5ad7
 _FOUND = dict(titles_empty='no title', titles_with_markup='markup in the title', titles_with_italics='italics in the title', abstracts_empty='no abstract',
@@ -400,16 +461,28 @@ def _found_html(a, short):
             + '<h3>Item types</h3>'+spellings('item_types')+'<h3>Languages</h3>'+spellings('languages'))
 
 # %% ../nbs/12_preprocess.ipynb #da74c720
-def _page_html(a, examples):
+def _listed(rows:list[dict], n:int=1000)->str:
+    "The first findings as a table, and how many there are."
+    if not rows: return '<p>None.</p>'
+    more = f'<p>The first {n:,} of {len(rows):,}; all are in the JSON file beside this page.</p>' if len(rows)>n else ''
+    return more+_table([c.values() for c in rows[:n]], rows[0])
+
+# %% ../nbs/12_preprocess.ipynb #6a5969e1
+def _gone(a:'Account', reason:str, rows:list[list], short:dict[str,str])->str:
+    "The first rows that went for a reason, folded."
+    n = a.reasons[reason]
+    shown = f'all {n:,}' if n==len(rows) else f'the first {len(rows):,} of {n:,}'
+    return f'<details><summary>{reason}: {shown}</summary>'+_table([[short[r[0]],*r[1:]] for r in rows], _ROW)+'</details>'
+
+# %% ../nbs/12_preprocess.ipynb #9df1e41f
+def _page_html(a:'Account', examples:dict[str,list])->str:
     "The whole account as one page."
-    short = _short_names([f['file'] for f in a.files])
-    listed = lambda rows: _table([c.values() for c in rows[:1000]], rows[0]) if rows else '<p>None.</p>'
-    gone = lambda r,rows: f'<details><summary>{r}: {a.reasons[r]:,}</summary>'+_table([[short[x[0]],*x[1:]] for x in rows], [*_ROW,'title'])+'</details>'
+    short,rows = _short_names([f['file'] for f in a.files]),html.escape(Path(a.path).with_suffix('.csv').name)
     return _PAGE % ''.join([_summary_html(a), _found_html(a,short),
-        '<h2>Conflicts</h2><p>Rows of one paper that state a label as 1 and as 0. The paper has the label.</p>', listed(a.conflicts),
-        '<h2>Merged, but look</h2><p>One DOI, and titles that have little in common.</p>', listed(a.doubtful),
-        '<h2>Rows dropped or merged</h2><p>The first of each reason; all are in the JSON file beside this page. <i>into</i> counts the rows of the ',
-        'result from 0.</p>', *(gone(r,rows) for r,rows in examples.items() if rows)])
+        '<h2>Conflicts</h2><p>Rows of one paper that state a label as 1 and as 0. The paper has the label.</p>', _listed(a.conflicts),
+        '<h2>Merged, but look</h2><p>One DOI, and titles that have little in common.</p>', _listed(a.doubtful),
+        f'<h2>Rows dropped or merged</h2><p>All {sum(a.reasons.values()):,} are in <a href="{rows}">{rows}</a> beside this page, a line each. <i>into</i> ',
+        'counts the rows of the result from 0.</p>', *(_gone(a,r,x,short) for r,x in examples.items() if x)])
 
 # %% ../nbs/12_preprocess.ipynb #021eab9e
 def _settings(positives, corpus, out, labels, item_types, min_abstract_chars, keep_title_only, languages):
@@ -434,28 +507,31 @@ def _inputs(positives, corpus, labels):
     return [dict(file=p, label=l, size=sum(f.stat().st_size for f in _files(p))) for p,l in out]
 
 # %% ../nbs/12_preprocess.ipynb #f94d7ce3
-def _tasks(inputs, settings, folder, spans, size, bar):
-    "The arguments of `_clean_batch`, batch by batch; adds to `spans` where each file begins."
+def _tasks(inputs, settings, folder, spans, size, bar, sources, counts):
+    "The arguments of `_clean_batch`, batch by batch; adds to `spans` where each file begins, and to `counts` what `sources` gave."
     n = i = 0
     for x in inputs:
         spans.append(dict(x, first=n))
         for raw in _raw_frames(x['file'], size):
-            yield raw, n-spans[-1]['first']+1, settings|dict(file=x['file']), folder/f'{i:06d}.parquet'
+            task = settings|dict(file=x['file'])
+            yield raw, _gaps(raw,task,sources,counts), n-spans[-1]['first']+1, task, folder/f'{i:06d}.parquet'
             n,i = n+len(raw),i+1
             bar.update(len(raw))
         if n==spans[-1]['first']: raise ValueError(f"{x['file']} has a header and no rows")
 
 # %% ../nbs/12_preprocess.ipynb #b1dcc3da
-def _first_pass(inputs, settings, folder, workers, size, progress):
-    "Clean everything into `folder`; return the parts, the keys of all rows, the findings per batch and where each file begins."
+def _first_pass(inputs, settings, folder, workers, size, progress, sources):
+    "Fill and clean everything into `folder`; return the parts, the keys of all rows, the findings per batch, where each file begins, and what was filled."
     from tqdm import tqdm
-    parts,keys,findings,spans = _Parts(),[],[],[]
+    parts,keys,findings = _Parts(),[],[]
+    spans:list[dict] = []
+    counts:Counter = Counter()
     with tqdm(desc='cleaning', unit=' rows', disable=not progress) as bar:
-        for i,(k,f) in enumerate(_in_order(_tasks(inputs,settings,folder,spans,size,bar), workers)):
+        for i,(k,f) in enumerate(_in_order(_tasks(inputs,settings,folder,spans,size,bar,sources,counts), workers)):
             parts.add(folder/f'{i:06d}.parquet', len(k['id']))
             keys.append(k)
             findings.append(f)
-    return parts, {c: np.concatenate([k[c] for k in keys]) for c in keys[0]}, findings, spans
+    return parts, {c: np.concatenate([k[c] for k in keys]) for c in keys[0]}, findings, spans, counts
 
 # %% ../nbs/12_preprocess.ipynb #ea2a8f43
 def _file_accounts(parts, k, d, findings, spans):
@@ -464,7 +540,7 @@ def _file_accounts(parts, k, d, findings, spans):
     for s,end in zip(spans,ends):
         rows = slice(s['first'],end)
         batches = [f for f,a in zip(findings,parts.starts) if s['first']<=a<end]
-        n,types,langs = (sum((b[c] for b in batches), Counter()) for c in ('counts','item_types','languages'))
+        n,types,langs = (sum((b[c] for b in batches), Counter[str]()) for c in ('counts','item_types','languages'))
         reason = np.bincount(d['reason'][rows], minlength=len(REASONS)+1).tolist()
         found = {c: n[c] for c in batches[0]['counts']}|dict(rows_sharing_title=_shared(k['title'][rows]), rows_sharing_doi=_shared(k['doi_field'][rows]),
                                         rows_sharing_found_doi=_shared(k['doi'][rows]))
@@ -478,19 +554,13 @@ def _shared(key):
     return int(n[n>1].sum())
 
 # %% ../nbs/12_preprocess.ipynb #8ae0ab92
-def _in_common(a, b):
-    "Share of the words of the shorter title that stand in the other, 0 to 1."
-    a,b = (set(normalise_title(s).split()) for s in (a,b))
-    return len(a&b)/min(len(a),len(b)) if a and b else 1.
-
-# %% ../nbs/12_preprocess.ipynb #bb140bc6
 def _doubtful(parts, d, k, threshold=0.4):
     "Pairs (row, row that stands for it, share of title words in common) of one DOI with different titles."
     rows = np.flatnonzero((d['reason']>0)&(d['into']>=0)&(k['title']!=0))
     best = d['best'][d['group'][rows]]
     pick = (k['doi'][rows]==k['doi'][best])&(k['doi'][rows]!=0)&(k['title'][best]!=0)&(k['title'][rows]!=k['title'][best])
     titles = _fetch(parts, 'title', np.concatenate([rows[pick],best[pick]]))
-    pairs = [(i,j,_in_common(titles[i],titles[j])) for i,j in zip(rows[pick].tolist(),best[pick].tolist())]
+    pairs = [(i,j,words_in_common(titles[i],titles[j])) for i,j in zip(rows[pick].tolist(),best[pick].tolist())]
     return [p for p in pairs if p[2]<threshold]
 
 # %% ../nbs/12_preprocess.ipynb #ad5317d3
@@ -513,8 +583,8 @@ def _account(out, parts, k, d, findings, spans, label_of_row, settings):
 
 # %% ../nbs/12_preprocess.ipynb #ed0c4838
 def preprocess(
-    positives:dict[str,Sequence[str|os.PathLike]],    # label to the files of its library (Zotero or any file of records)
-    corpus:Sequence[str|os.PathLike],                 # files or folders with the rest; a column named like a label states it
+    positives:Mapping[str,str|os.PathLike|Sequence[str|os.PathLike]], # label to the files of its library (Zotero or any file of records)
+    corpus:str|os.PathLike|Sequence[str|os.PathLike], # files or folders with the rest; a column named like a label states it
     out:str|os.PathLike,                              # the cleaned data set to write, .csv or .parquet
     labels:Sequence[str],                             # label names, in the order of the columns
     item_types:Sequence[str]|None=('journalArticle',),# item types to keep, spelling forgiven; None or empty for all; rows without one stay
@@ -524,11 +594,12 @@ def preprocess(
     progress:bool=True,                               # show a bar
     workers:int|None=None,                            # processes; None for one per core, and for small input none beside this one
     batch_size:int=10_000,                            # rows cleaned at a time; the result does not depend on it
+    sources:Sequence[Source]=(),                      # services to ask for missing titles and abstracts, see the page on fetching
 )->Account:                                           # figures, conflicts, and `rows()`
-    """Clean, de-duplicate and label the raw input; write the data set, and beside it `<stem>_account.json` and `.html`.
+    """Fill, clean, de-duplicate and label the raw input; write the data set, and beside it `<stem>_account` as `.json`, `.csv` (rows) and `.html`.
 
     `ValueError` if a label, suffix or language is unknown, a label column holds something else than 0 and 1, nothing remains, and for files that
-    `read_records` refuses. The same input gives the same bytes.
+    `read_records` refuses; `ServiceError` if a source cannot be asked. The same input and the same answers give the same bytes.
     """
     out = Path(out)
     settings = _settings(positives, corpus, out, labels, item_types, min_abstract_chars, keep_title_only, languages)
@@ -536,14 +607,15 @@ def preprocess(
     if workers is None: workers = _cores() if sum(x['size'] for x in inputs)>50e6 else 1
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix='.preprocess-') as tmp:
-        parts,k,findings,spans = _first_pass(inputs, settings, Path(tmp), workers, batch_size, progress)
+        parts,k,findings,spans,counts = _first_pass(inputs, settings, Path(tmp), workers, batch_size, progress, sources)
         label_of_row = np.repeat([settings['labels'].index(s['label']) if s['label'] else -1 for s in spans], np.diff([*(s['first'] for s in spans),len(k['id'])]))
         d = _decide(k, label_of_row, keep_title_only, settings['languages'])
         account = _account(out, parts, k, d, findings, spans, label_of_row, settings)
         if not account.n_kept: raise ValueError(f"none of {account.n_read} rows is left: "+', '.join(f'{r} {n}' for r,n in account.reasons.items() if n))
         with atomic_path(out) as path, _writer(path, settings['labels']) as w:
             for t in _result_tables(parts, d, settings['labels'], _filled(parts,d)): w.write_table(t)
-        account.path = os.fspath(out.with_name(f'{out.stem}_account.json'))
-        examples = _write_account(account, _row_lines(parts,d,spans), account.path)
-    write_text(out.with_name(f'{out.stem}_account.html'), _page_html(account, examples))
+        account.path,account.filled = os.fspath(out.with_name(f'{out.stem}_account.json')),_filled_account(sources,counts)
+        examples = _write_rows(_row_lines(parts,d,spans), Path(account.path).with_suffix('.csv'))
+    write_json(account.path, {k: v for k,v in asdict(account).items() if k!='path'})
+    write_text(Path(account.path).with_suffix('.html'), _page_html(account, examples))
     return account

@@ -12,10 +12,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from .config import Settings, label_names, load_config, project_path, resource_dir
+from .fetch import Crossref
 from .folds import Fold, make_folds, near_duplicate_clusters, write_folds
 from .preprocess import Account, preprocess
 from .provenance import timed, write_provenance
-from .records import check_dataset, read_records
+from .records import read_records
 from .sample import write_sample
 
 # %% ../nbs/15_project.ipynb #60e6356c
@@ -37,17 +38,19 @@ def preprocess_project(
     positives:Mapping[str,Sequence[str|os.PathLike]]|None=None, # label to files; default: as configured
     corpus:Sequence[str|os.PathLike]|None=None,         # default: as configured
     out:str|os.PathLike|None=None,                      # the data set to write; default: as configured
+    fill_missing:bool=False,                            # ask Crossref for missing titles and abstracts; needs the network
 )->Account:                                              # what became of every raw row
-    "Make the cleaned data set of a project; `ValueError` if a label is not configured or no file is named."
+    "Make the cleaned data set of a project; `ValueError` if a label is not configured or no file is named, `ServiceError` if Crossref cannot be asked."
     labels = label_names(s)
     if positives is None: positives = {l.name:[project_path(s,p) for p in l.positives] for l in s.labels if l.positives}
     if unknown := set(positives)-set(labels): raise ValueError(f"no label {', '.join(sorted(unknown))} in the configuration; labels: {', '.join(labels)}")
     if corpus is None: corpus = [project_path(s,p) for p in s.data.corpus]
     if not positives and not corpus: raise ValueError("nothing to read: name files in `labels` and `data.corpus`, or give --positives and --corpus")
     out = project_path(s, out or s.paths.dataset)
+    sources = [Crossref(s.api, project_path(s,s.api.cache), s.logging.progress)] if fill_missing else []
     with timed() as took:
         account = preprocess(positives, corpus, out, labels, s.data.item_types, s.data.keep_title_only, languages=s.data.languages or None,
-                             progress=s.logging.progress)
+                             progress=s.logging.progress, sources=sources)
     write_provenance(out.parent, s, [p for f in (*positives.values(),corpus) for p in f if Path(p).is_file()], result=out.name, **took)
     return account
 
@@ -58,7 +61,7 @@ def split_project(
     "Cluster near-duplicates, split the clusters, write fold files; `ValueError` if a label is too rare for the folds."
     path,f,labels = project_path(s,s.paths.dataset),s.folds,label_names(s)
     if not path.exists(): raise FileNotFoundError(f"no data set {path}; `ipbes preprocess` makes it")
-    records = check_dataset(read_records(path, labels=labels), labels, path)
+    records = read_records(path, labels=labels)
     with timed() as took:
         clusters = near_duplicate_clusters(records, f.near_duplicate, seed=s.seed)
         folds = make_folds(records[labels].to_numpy(), clusters, f.n_folds, f.test_size, f.dev_size, s.seed, f.n_runs, labels)
@@ -72,11 +75,12 @@ def sample_project(
     folder:str|os.PathLike, # the new project; made if missing
     n:int=1500,             # records
     overrides:Sequence[str]=(), # `key=value` settings
+    config:str|os.PathLike|None=None, # a settings file laid over the project's
 )->Settings:                # of the project
     "A project on the synthetic sample: raw files, data set, folds."
     root = init_project(folder)
+    s = load_config(config, overrides, root, env='')
     write_sample(root/'data/raw', n=n)
-    s = load_config(root=root, overrides=overrides, env='')
     preprocess_project(s)
     split_project(s)
     return s
@@ -90,4 +94,5 @@ def open_project(
     "The settings of a project, for reports: one that exists, or a small synthetic one in a temporary folder."
     import tempfile
     if root!='sample': return load_config(config or None, overrides, root or None)
-    return sample_project(Path(tempfile.mkdtemp(prefix='ipbes-'))/'sample', n=300, overrides=['logging.progress=false','folds.n_folds=2',*overrides])
+    small = ['logging.progress=false','folds.n_folds=2',*overrides]
+    return sample_project(Path(tempfile.mkdtemp(prefix='ipbes-'))/'sample', 300, small, config or None)
