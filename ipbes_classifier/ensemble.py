@@ -140,6 +140,12 @@ def _difference(first:str, a:Predictions, name:str, b:Predictions, rows:np.ndarr
     def say(p,i): return f"{p.frame['id'].iloc[i] if 'id' in p.frame else 'no id'} with labels {p.y[i].tolist()}"
     return f"{first} and {name} differ in {len(rows)} rows, first in row {rows[0]}: {say(a,rows[0])} against {say(b,rows[0])}"
 
+# %% ../nbs/24_ensemble.ipynb #8f6dbca4
+def _member_folder(folder:Path, member:str)->Path:
+    "Where a member of an ensemble stands: inside it, or beside it."
+    inside = folder/Path(member).name
+    return inside if inside.is_dir() else folder.parent/member
+
 # %% ../nbs/24_ensemble.ipynb #4525e75d
 class EnsembleModel:
     "Members and their combination, behind the interface of any model."
@@ -177,7 +183,7 @@ class EnsembleModel:
     def load(cls, folder:str|os.PathLike)->'EnsembleModel':
         "Read what `save` wrote; `FileNotFoundError` names a member that is not there, `ValueError` one that was trained again since."
         r = read_json(Path(folder)/'recipe.json')
-        members = {n:Path(folder).parent/p for n,p in r['members'].items()}
+        members = {n:_member_folder(Path(folder),p) for n,p in r['members'].items()}
         for n,p in members.items():
             if not p.is_dir(): raise FileNotFoundError(f"{folder}: member {n} is missing, it should stand at {p}")
             if (now := model_version(p))!=r['versions'][n]: raise ValueError(f"{folder}: was fitted on {r['versions'][n]}, but {p} is {now} now; run `ipbes ensemble` again")

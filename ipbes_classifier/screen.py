@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from .files import atomic_path
+from .hub import checkpoint_folder
 from .models import Model, load_model, model_version
 from .records import clean_records, iter_records, to_records
 from .results import read_decisions
@@ -54,12 +55,13 @@ class Screener:
 
     @classmethod
     def load(cls, *folders:str|os.PathLike)->'Screener':
-        "Load checkpoints; `FileNotFoundError` or `ValueError` names the folder and what it lacks."
-        models = [load_model(f) for f in folders]
-        decisions = [read_decisions(f) for f in folders]
-        for f,(t,_) in zip(folders,decisions):
+        "Load checkpoints, each a folder or owner/name[@revision] on the hub; `FileNotFoundError` or `ValueError` names the folder and what it lacks."
+        found = [checkpoint_folder(f) for f in folders]
+        models = [load_model(f) for f in found]
+        decisions = [read_decisions(f) for f in found]
+        for f,(t,_) in zip(found,decisions):
             if not t: raise ValueError(f"{f} has no thresholds.json: it was not trained by `ipbes train`, or is incomplete")
-        return cls(models, [t for t,_ in decisions], [c for _,c in decisions], ' + '.join(map(model_version,folders)))
+        return cls(models, [t for t,_ in decisions], [c for _,c in decisions], ' + '.join(map(model_version,found)))
 
     def score(self, x:pd.DataFrame|Sequence[Mapping]|Mapping|str)->pd.DataFrame:
         """A row per record, in order: `id`, `{label}_score`, `{label}_pred`, `{label}_probability`, `model`.
@@ -91,7 +93,7 @@ def _ids(records:pd.DataFrame)->list[str]:
 # %% ../nbs/30_screen.ipynb #613c5d5b
 def predict(
     path:str|os.PathLike,                # records: .csv (Zotero's too), .tsv, .parquet or a folder of parquet
-    models:Sequence[str|os.PathLike],    # checkpoints
+    models:Sequence[str|os.PathLike],    # checkpoints: folders, or owner/name[@revision] on the hub
     out:str|os.PathLike,                 # .csv or .parquet, by suffix
     batch_size:int=10_000,               # records in memory
     progress:bool=False,                 # show a bar
