@@ -78,6 +78,9 @@ _VALUE:dict[str,Callable[[Any,Sequence[str]],Any]] = {
     'fp16':lambda v,_: 'fp16' if v else 'auto', 'bf16':lambda v,_: 'bf16' if v else 'auto',
     'report_to':lambda v,_: 'tensorboard' in v or v=='all'}
 
+# %% ../nbs/00a_renamed.ipynb #d25ab03b
+_SPELT:dict[str,Callable[[Any],Any]] = {'hpo.scheduler.type':lambda v: v.lower() if isinstance(v,str) else v}  # our key, its spelling of the value
+
 # %% ../nbs/00a_renamed.ipynb #913fde19
 def new_key(
     old:str,                        # a dotted key
@@ -91,7 +94,8 @@ def new_key(
     new = RENAMED.get(old) or TRAINER.get(short) or (f'training.{short}' if old.startswith('model.training.') else '')
     if new and is_known(new):
         value = _VALUE.get(short, lambda v,_: v)(value, labels)
-        return new, value, f'`{old}` is `{new}` here'
+        moved = old.removesuffix(f'.{short}') if new==f'training.{short}' and old!=short else ''
+        return new, value, f'`{moved or old}` is `{"training" if moved else new}` here'
     why = DECIDED.get(short) or next((w for k,w in DECIDED.items() if k.endswith('.*') and old.startswith(k[:-1])), None)
     return ('', None, f'`{old}` is no setting here: {why}') if why else None
 
@@ -124,9 +128,11 @@ def rename_keys(
     "Settings of IPBES-Classifier under our names; warns `OldSetting` for each, `ValueError` if two keys for one setting differ."
     new:dict[str,Any] = {}
     at:dict[str,int] = {}
+    said:set[str] = set()
     labels = [str(n) for n in (layer.get('datasets') or {}).get('label_names',labels)] if isinstance(layer.get('datasets'),Mapping) else labels
     for path,value,told in _translated(layer, is_known, labels, lambda p: _place(where,lines,p)):
-        if told: warnings.warn(f'{_place(where,lines,told[0])}: {told[1]}', OldSetting, stacklevel=3)
+        if told and told[1] not in said: warnings.warn(f'{_place(where,lines,told[0])}: {told[1]}', OldSetting, stacklevel=3)
+        said.add(told[1] if told else '')
         if not path: continue
         key,line = '.'.join(path), lines.get('.'.join(told[0] if told else path),0)
         if dict(_leaves(new)).get(path,value)!=value: raise ValueError(f"{where}, line {line}: `{key}` is set twice, to {dict(_leaves(new))[path]} and to {value}")
@@ -150,7 +156,7 @@ def _translated(layer:Mapping, is_known:Callable[[str],bool], labels:Sequence[st
         old = '.'.join(path)
         try: found = new_key(old, value, is_known, labels) if old in RENAMED or not is_known(old) else None
         except ValueError as e: raise ValueError(f"{place(path)}: `{old}`: {e}") from None
-        if found is None: yield path,value,None
+        if found is None: yield path,_SPELT.get(old, lambda v: v)(value),None
         elif found[0]: yield from ((p,v,(path,found[2])) for p,v in _leaves(found[1],tuple(found[0].split('.'))))
         else: yield (),None,(path,found[2])
 
