@@ -4,14 +4,16 @@
 
 # %% auto #0
 __all__ = ['INPUT_FIELDS', 'BASELINES', 'KINDS', 'MODELS', 'SHORT_NAMES', 'Model', 'input_texts', 'TfidfModel', 'label_matrix',
-           'write_recipe', 'register_model', 'find_model', 'OwnModel', 'model_version', 'model_name', 'known_model',
-           'loss_of', 'is_own', 'model_hash', 'check_model_names', 'make_model', 'load_model']
+           'check_outputs', 'no_weights', 'write_recipe', 'register_model', 'find_model', 'OwnModel', 'model_version',
+           'model_name', 'known_model', 'loss_of', 'is_own', 'model_hash', 'check_model_names', 'make_model',
+           'load_model', 'checkpoint_errors']
 
 # %% ../nbs/21_models.ipynb #a09f9cc6
 import os
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from importlib import import_module
 from operator import attrgetter
@@ -24,7 +26,7 @@ import pandas as pd
 from .config import Baseline, Input, Settings, find_root, label_names, load_config, model_training
 from .extensions import (bind_settings, code_hashes, is_reference, load_module, load_object, named, object_reference, register, short_name,
                                          use_modules)
-from .files import file_hash, obj_hash, read_json, write_json, write_text
+from .files import file_hash, obj_hash, read_json, read_text, write_json, write_text
 
 if TYPE_CHECKING:
     from sklearn.base import BaseEstimator
@@ -142,6 +144,7 @@ class TfidfModel:
         r = read_json(Path(folder)/'recipe.json')
         self = cls(r['name'], r['labels'], Input(**r['input']), Baseline(**r['settings']), r['seed'])
         self.pipeline = _load_pipeline(Path(folder))
+        check_outputs(folder, self.labels, len(self.pipeline[1].estimators_))
         return self
 
 # %% ../nbs/21_models.ipynb #a53fbbb2
@@ -213,9 +216,31 @@ def _renumber(path:Path)->None:
 def _load_pipeline(folder:Path)->Any:
     "What `_save_pipeline` wrote."
     from sklearn.pipeline import make_pipeline
+    if not (folder/'model.skops').exists(): raise no_weights(folder, 'model.skops')
     words,classifier = _load_skops(folder/'model.skops')
-    words.vocabulary_ = {t:i for i,t in enumerate((folder/'vocabulary.txt').read_text(encoding='utf-8').split('\n')[:-1])}
+    words.vocabulary_ = {t:i for i,t in enumerate(read_text(folder/'vocabulary.txt').split('\n')[:-1])}
+    if (n := len(words.vocabulary_))!=len(words.idf_): raise ValueError(f"{folder/'vocabulary.txt'} has {n} terms, and the model knows {len(words.idf_)}")
     return make_pipeline(words, classifier)
+
+# %% ../nbs/21_models.ipynb #5f70d982
+def check_outputs(
+    folder:str|os.PathLike, # a checkpoint
+    labels:list[str],       # that recipe.json names
+    n:int,                  # outputs of its weights
+)->None:
+    "Refuse a recipe with other labels than the weights have outputs."
+    if len(labels)!=n: raise ValueError(f"{Path(folder)/'recipe.json'} names {len(labels)} labels ({', '.join(labels)}), and the weights have {n} outputs")
+
+# %% ../nbs/21_models.ipynb #83a21141
+def no_weights(
+    folder:str|os.PathLike, # a checkpoint
+    wanted:str,             # the file that it lacks
+)->FileNotFoundError:       # to be raised
+    "The error for a checkpoint without weights, or with pickled ones."
+    pickled = sorted(p.name for p in Path(folder).iterdir() if p.suffix in ('.bin','.pkl','.pickle','.joblib','.pt','.pth','.ckpt'))
+    if not pickled: return FileNotFoundError(f"{folder} holds no weights: no {wanted} in it")
+    how = f"`ipbes convert {folder}` reads it safely" if any(p.endswith('.bin') for p in pickled) else 'train the model again'
+    return FileNotFoundError(f"{folder} holds no weights: no {wanted} in it; {', '.join(pickled)} is pickled, which could run any code when loaded: {how}")
 
 # %% ../nbs/21_models.ipynb #9f8b7cb7
 def _load_skops(path:Path)->Any:
@@ -433,13 +458,32 @@ def make_model(
 def load_model(
     folder:str|os.PathLike, # a checkpoint
 )->Model:                   # ready to score
-    "Load a checkpoint of any kind; `FileNotFoundError` if it is none, `ValueError` if nobody wrote down what its outputs mean and what it reads."
+    "Load a checkpoint of any kind; `FileNotFoundError` if it is none, `ValueError` if it is damaged or nobody wrote down what it reads and predicts."
     folder = Path(folder)
-    if (folder/'recipe.json').exists():
-        kind = read_json(folder/'recipe.json').get('kind')
-        if kind not in KINDS: raise ValueError(f"{folder/'recipe.json'}: `kind` is {kind!r}; known: {', '.join(KINDS)}")
-        module,cls = KINDS[kind].split(':')
-        return getattr(import_module(module), cls).load(folder)
-    if not (folder/'config.json').exists(): raise FileNotFoundError(f"{folder} is no checkpoint: it holds neither recipe.json nor config.json")
-    raise ValueError(f"{folder} holds no recipe.json, so that nothing says what it reads and what its outputs mean; `ipbes convert {folder}` adds it "
-                     "to checkpoints of IPBES-Classifier")
+    if not folder.is_dir(): raise FileNotFoundError(f"{folder} is no checkpoint: {'it is a file, and a checkpoint is a folder' if folder.exists() else 'there is no such folder'}")
+    if not (folder/'recipe.json').exists(): raise _no_recipe(folder)
+    kind = read_json(folder/'recipe.json', ['kind','name','labels','loss','input'])['kind']
+    if kind not in KINDS: raise ValueError(f"{folder/'recipe.json'}: `kind` is {kind!r}; known: {', '.join(KINDS)}")
+    module,cls = KINDS[kind].split(':')
+    with checkpoint_errors(folder): return getattr(import_module(module), cls).load(folder)
+
+# %% ../nbs/21_models.ipynb #af391896
+def _no_recipe(folder:Path)->Exception:
+    "The error for a folder without recipe.json."
+    if (folder/'config.json').exists():
+        return ValueError(f"{folder} holds no recipe.json, so that nothing says what it reads and what its outputs mean; `ipbes convert {folder}` adds it "
+                          "to checkpoints of IPBES-Classifier")
+    return FileNotFoundError(f"{folder} is no checkpoint: it holds neither recipe.json nor config.json")
+
+# %% ../nbs/21_models.ipynb #bc090e0c
+@contextmanager
+def checkpoint_errors(
+    folder:str|os.PathLike, # a checkpoint that is being loaded
+)->Iterator[None]:
+    "Turn any error of loading into a `ValueError` that names the folder; those that name it, and those of memory, packages and connections, pass."
+    try: yield
+    except (ImportError,MemoryError,ConnectionError): raise
+    except Exception as e:
+        words = ' '.join(str(e).split())
+        if isinstance(e,(ValueError,OSError)) and str(folder) in words: raise
+        raise ValueError(f"{folder} cannot be loaded, it is damaged or incomplete: {type(e).__name__}: {words}") from e
