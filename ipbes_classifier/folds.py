@@ -10,6 +10,7 @@ __all__ = ['SPLITS', 'shingles', 'jaccard', 'near_duplicate_clusters', 'Fold', '
 import json
 import os
 import re
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -323,11 +324,21 @@ CLUSTERS = 'clusters.parquet'
 _FILE = re.compile(r'(train|dev|test)\d+_run-\d+\.csv')
 
 def _replace_folds(new:Path, folder:Path)->None:
-    "Put all files of `new` in place of the fold files in `folder`."
+    "Put all files of `new` in place of the fold files in `folder`; those of others are kept."
+    _keep_others(folder)
     (folder/CLUSTERS).unlink(missing_ok=True)
     for p in folder.glob('*_run-*.csv'):
         if _FILE.fullmatch(p.name): p.unlink()
     for p in sorted(new.iterdir(), key=lambda p: (p.name==CLUSTERS,p.name)): os.replace(p, folder/p.name)
+
+def _keep_others(folder:Path)->None:
+    "Move fold files that nobody wrote clusters for to a folder of their own, and warn where they are."
+    files = [p for p in folder.glob('*_run-*.csv') if _FILE.fullmatch(p.name)]
+    if not files or (folder/CLUSTERS).exists(): return
+    place = next(p for p in (folder/f'before{n or ""}' for n in range(1000)) if not p.exists())
+    place.mkdir()
+    for p in files: os.replace(p, place/p.name)
+    warnings.warn(f"{folder}: {len(files)} fold files that were made without looking for near-duplicates are kept in {place}", stacklevel=5)
 
 # %% ../nbs/13_folds.ipynb #05dc72fd
 def _write_clusters(path:Path, clusters:np.ndarray, sha256:str, settings:dict)->None:
