@@ -119,7 +119,7 @@ def _from_flat(e:Mapping[str,Any], labels:Sequence[str], path:Path)->Best:
     "The predecessor's entry as `Best`."
     given:dict[str,Any] = {new:e[old] for old,new in PLAIN.items() if e.get(old) is not None}
     weights = {k.removeprefix('pos_weight_'):v for k,v in e.items() if k.startswith('pos_weight_')}
-    if e.get('pos_weight') is not None: given['pos_weight'] = {l:e['pos_weight'] for l in labels}
+    if e.get('pos_weight') is not None: given['pos_weight'] = dict.fromkeys(labels, e['pos_weight'])
     if weights: given['pos_weight'] = {{l.lower():l for l in labels}.get(k,k):v for k,v in weights.items()}
     return Best(str(e['model_name']).rstrip('/').split('/')[-1], e['loss_type'], e.get('fold',0), e.get('run_idx',0), dict(training=given),
                 e.get('hpo_metric',''), e.get('direction','max'), n_trials=e.get('num_trials',0), with_title=e.get('with_title'),
