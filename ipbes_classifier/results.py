@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from .config import Settings, project_path
-from .files import read_json, update_file, write_json, write_text
+from .files import read_json, read_text, update_file, write_json, write_text
 from .metrics import results_columns
 from .thresholds import Calibration
 
@@ -120,11 +120,18 @@ def result_row(
 
 # %% ../nbs/20b_results.ipynb #be6629fa
 def read_results(
-    path:str|os.PathLike|io.StringIO, # results.csv
-)->pd.DataFrame:                      # a row per run; undefined measures are NaN
-    "Read the table of runs; `ValueError` if it lacks a key column."
-    df = pd.read_csv(path, keep_default_na=False, na_values=[''])
-    if missing := [k for k in KEYS if k not in df]: raise ValueError(f"{path}: no column {', '.join(missing)}; found {', '.join(df.columns[:8])}, ...")
+    path:str|os.PathLike, # results.csv
+)->pd.DataFrame:          # a row per run; undefined measures are NaN
+    "Read the table of runs; `ValueError` names a file that is none, or lacks a key column."
+    return _parse_results(read_text(path), path)
+
+# %% ../nbs/20b_results.ipynb #835496c5
+def _parse_results(text:str, path:str|os.PathLike)->pd.DataFrame:
+    "The table that stands in `text`, the content of `path`."
+    try: df = pd.read_csv(io.StringIO(text), keep_default_na=False, na_values=[''])
+    except ValueError as e: raise ValueError(f"{path} is no table of results: {' '.join(str(e).split())}; mend it, or move it away to begin a new one") from e
+    if missing := [k for k in KEYS if k not in df]:
+        raise ValueError(f"{path}: no column {', '.join(missing)}; found {', '.join(map(repr,df.columns[:8]))}; mend it, or move it away to begin a new one")
     return df
 
 # %% ../nbs/20b_results.ipynb #930054b0
@@ -135,7 +142,7 @@ def add_result(
 )->Path:                  # `path`
     "Add a row, or replace the row of the same run; safe while other processes do the same."
     def change(text:str)->str:
-        old = read_results(io.StringIO(text)) if text else pd.DataFrame(columns=KEYS)
+        old = _parse_results(text, path) if text else pd.DataFrame(columns=KEYS)
         same = np.logical_and.reduce([old[k].astype(str)==str(row[k]) for k in KEYS])
         new = pd.concat([d for d in (old[~same],pd.DataFrame([dict(row)])) if len(d)], ignore_index=True)
         first = [*KEYS,'num_trials','hpo_metric',*results_columns(list(labels))]
@@ -153,10 +160,20 @@ def write_decisions(
     write_json(Path(folder)/'thresholds.json', dict(thresholds))
     write_json(Path(folder)/'calibration.json', {l:asdict(c) for l,c in calibrations.items()})
 
+# %% ../nbs/20b_results.ipynb #508b2f84
+def _read_by_label(path:Path, labels:Sequence[str])->dict:
+    "A JSON object with an entry for each label; empty if it is, or if there is no file."
+    if not path.exists(): return {}
+    return read_json(path, ()) and read_json(path, labels)
+
 # %% ../nbs/20b_results.ipynb #a1ce1332
 def read_decisions(
-    folder:str|os.PathLike, # a checkpoint
+    folder:str|os.PathLike,       # a checkpoint
+    labels:Sequence[str]=(),      # each must be there, where there is a file
 )->tuple[dict[str,float],dict[str,Calibration]]: # thresholds and calibration by label; empty where there are none
-    "Read what `write_decisions` wrote."
-    def read(name): return read_json(Path(folder)/name) if (Path(folder)/name).exists() else {}
-    return read('thresholds.json'), {l:Calibration.from_dict(d) for l,d in read('calibration.json').items()}
+    "Read what `write_decisions` wrote; `ValueError` names the file that is damaged or lacks a label."
+    thresholds,calibrations = (_read_by_label(Path(folder)/f'{n}.json', labels) for n in ('thresholds','calibration'))
+    if bad := [l for l,t in thresholds.items() if not isinstance(t,(int,float))]:
+        raise ValueError(f"{Path(folder)/'thresholds.json'}: the threshold of {bad[0]} is {thresholds[bad[0]]!r}; should be a number")
+    try: return thresholds, {l:Calibration.from_dict(d) for l,d in calibrations.items()}
+    except (TypeError,ValueError,AttributeError) as e: raise ValueError(f"{Path(folder)/'calibration.json'}: {e}") from e
