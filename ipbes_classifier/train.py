@@ -21,15 +21,15 @@ from filelock import Timeout
 
 from .best_settings import Best, check_best, read_best, with_best
 from .config import Settings, label_names, load_config, model_training, project_path
-from .files import atomic_dir, file_hash, locked, obj_hash, write_json, write_text
+from .files import atomic_dir, file_hash, locked, obj_hash, write_errors, write_json, write_text
 from .folds import Fold, read_fold
 from .metrics import evaluate
 from .models import BASELINES, Model, known_model, label_matrix, make_model, model_hash
 from .models import model_name as model_name_of
 from .provenance import device_name, seed_everything, timed, versions, write_provenance
-from .records import read_records
+from .records import check_dataset, read_records
 from .results import (Run, add_result, checkpoint_path, predictions_hash, predictions_path, predictions_table, result_row,
-                                      results_path, write_decisions, write_predictions)
+                                      results_path, read_results, write_decisions, write_predictions)
 from .thresholds import Calibration, apply_thresholds, calibrate, fit_calibration, fit_thresholds
 
 # %% ../nbs/22_train.ipynb #e65e5872
@@ -39,17 +39,7 @@ def read_dataset(
     "Read the cleaned data set; errors say which file lacks what, and which command makes it."
     path = project_path(s, s.paths.dataset)
     if not path.exists(): raise FileNotFoundError(f"no data set {path}; `ipbes preprocess` makes it")
-    return with_ids(read_records(path, labels=label_names(s)), path)
-
-# %% ../nbs/22_train.ipynb #893cb0c2
-def with_ids(records:pd.DataFrame, path:Path)->pd.DataFrame:
-    "Records with an id each; `ValueError` names an id that stands twice."
-    numbers = pd.Series(range(len(records)), index=records.index).astype(str)
-    ids = records['id'].where(records['id']!='', numbers)
-    if ids.duplicated().any():
-        twice = np.flatnonzero(ids==ids[ids.duplicated()].iloc[0])[:2]
-        raise ValueError(f"{path}: rows {twice[0]} and {twice[1]} have the same id {ids.iloc[twice[0]]!r}; `ipbes preprocess` gives each record one of its own")
-    return records.assign(id=ids)
+    return check_dataset(read_records(path, labels=label_names(s)), label_names(s), path)
 
 # %% ../nbs/22_train.ipynb #9184397b
 def sample_negatives(
@@ -164,16 +154,17 @@ def _fit(s:Settings, model:Model, r:Run, train:pd.DataFrame, dev:pd.DataFrame, i
     events = project_path(s, s.paths.results_dir)/'tensorboard'/r.checkpoint if s.logging.tensorboard else None
     work = _work_dir(s, r, identity)
     if not resume: shutil.rmtree(work, ignore_errors=True)
-    with _only_one(work): model.fit(train, dev, work_dir=work, progress=s.logging.progress, tensorboard_dir=events)
+    with write_errors(work): model.fit(train, dev, work_dir=work, progress=s.logging.progress, tensorboard_dir=events)
     return model.log  # type: ignore[attr-defined]
 
 # %% ../nbs/22_train.ipynb #db54adfd
 @contextmanager
-def _only_one(work:Path)->Iterator[None]:
-    "Refuse to train where another process does."
+def _only_one(s:Settings, r:Run)->Iterator[None]:
+    "Refuse to train what another process trains."
+    work = project_path(s, s.paths.final_model_dir)/'.training'/r.checkpoint
     try:
         with locked(work, timeout=0): yield
-    except Timeout: raise ValueError(f"another process is training this already: {work}") from None
+    except Timeout: raise ValueError(f"another process is training {r.checkpoint}; wait for it, or choose another fold or run") from None
 
 # %% ../nbs/22_train.ipynb #7c22e7ce
 def train(
@@ -203,19 +194,21 @@ def train(
     model,labels = make_model(name, s, loss, run),label_names(s)
     data,path = read_dataset(s),project_path(s,s.paths.dataset)
     rows = read_fold(project_path(s,s.paths.folds_dir), fold, run, path, len(data))
+    if results_path(s).exists(): read_results(results_path(s))
     if best: check_best(best, file_hash(path), rows_hash(rows))
     sampled = model_training(s,name).optional_negatives if model.kind=='encoder' else 0
     r = Run(model.name, model.loss, fold, run, s.input.with_title, s.input.with_keywords, sampled)
     train_records,dev_records = sample_negatives(data.iloc[rows.train], labels, sampled, s.seed+run),data.iloc[rows.dev]
-    with timed() as took:
-        log = _fit(s, model, r, train_records, dev_records, training_identity(s,name,r,file_hash(path),rows), resume)
-        dev_scores,test_scores = model.scores(dev_records),model.scores(data.iloc[rows.test])
-    thresholds,calibrations = decide(s, label_matrix(dev_records,labels), dev_scores)
-    dev = make_split(dev_records, dev_scores, labels, thresholds, calibrations)
-    test = make_split(data.iloc[rows.test], test_scores, labels, thresholds, calibrations)
-    measures = evaluate(test.y, test.scores, test.preds, labels, test.probs)
-    done = Trained(s, r, model, rows, data, train_records, log, thresholds, calibrations, dev, test, measures, {}, took['seconds'], best)
-    return save_trained(done, took)
+    with _only_one(s, r):
+        with timed() as took:
+            log = _fit(s, model, r, train_records, dev_records, training_identity(s,name,r,file_hash(path),rows), resume)
+            dev_scores,test_scores = model.scores(dev_records),model.scores(data.iloc[rows.test])
+        thresholds,calibrations = decide(s, label_matrix(dev_records,labels), dev_scores)
+        dev = make_split(dev_records, dev_scores, labels, thresholds, calibrations)
+        test = make_split(data.iloc[rows.test], test_scores, labels, thresholds, calibrations)
+        measures = evaluate(test.y, test.scores, test.preds, labels, test.probs)
+        done = Trained(s, r, model, rows, data, train_records, log, thresholds, calibrations, dev, test, measures, {}, took['seconds'], best)
+        return save_trained(done, took)
 
 # %% ../nbs/22_train.ipynb #2204b91b
 def save_trained(
@@ -228,16 +221,17 @@ def save_trained(
     checkpoint = checkpoint_path(s,r)
     inputs = [project_path(s,s.paths.dataset),*members]
     tables = {name:predictions_table(x.records,x.y,x.preds,x.scores,x.probs,labels,r.fold) for name,x in (('dev',t.dev),('test',t.test))}
-    with atomic_dir(checkpoint) as folder:
-        t.model.save(folder)
-        write_decisions(folder, t.thresholds, t.calibrations)
-        write_text(folder/'README.md', model_card(t))
-        write_json(folder/'predictions.json', {k:predictions_hash(v) for k,v in tables.items()})
-        write_provenance(folder, s, inputs, run=asdict(r), n=dict(train=len(t.train), dev=len(t.dev.y), test=len(t.test.y)), search=asdict(t.best) if t.best else None, **took)
-    t.files = dict(checkpoint=checkpoint)
-    for name,table in tables.items(): t.files[name] = write_predictions(table, predictions_path(s,r,name))
-    row = result_row(r, t.measures, t.best.n_trials if t.best else 0, t.best.metric if t.best else '')
-    t.files['results'] = add_result(results_path(s), row, labels)
+    with locked(checkpoint.with_name(f'{checkpoint.name}.save')):
+        with atomic_dir(checkpoint) as folder:
+            t.model.save(folder)
+            write_decisions(folder, t.thresholds, t.calibrations)
+            write_text(folder/'README.md', model_card(t))
+            write_json(folder/'predictions.json', {k:predictions_hash(v) for k,v in tables.items()})
+            write_provenance(folder, s, inputs, run=asdict(r), n=dict(train=len(t.train), dev=len(t.dev.y), test=len(t.test.y)), search=asdict(t.best) if t.best else None, **took)
+        t.files = dict(checkpoint=checkpoint)
+        for name,table in tables.items(): t.files[name] = write_predictions(table, predictions_path(s,r,name))
+        row = result_row(r, t.measures, t.best.n_trials if t.best else 0, t.best.metric if t.best else '')
+        t.files['results'] = add_result(results_path(s), row, labels)
     for old in (project_path(s,s.paths.final_model_dir)/'.training').glob(f'{r.checkpoint}-????????????'): shutil.rmtree(old, ignore_errors=True)
     return t
 
