@@ -75,7 +75,7 @@ def _read(
     if r.status_code in (400,413,414,422): raise RequestRefused(f"{name} refuses a request: {r.status_code} {r.reason_phrase}")
     if r.status_code!=200: raise ServiceError(f"{name} answers {r.status_code} {r.reason_phrase}")
     try: return r.json()
-    except ValueError: raise ServiceError(f"{name} answers with {kind} that is not JSON", 0.) from None
+    except (ValueError,RecursionError): raise ServiceError(f"{name} answers with {kind} that is not JSON", 0.) from None
 
 # %% ../nbs/11_fetch.ipynb #0f108d2d
 def contact_email(
@@ -180,8 +180,9 @@ _SELECT = ('DOI','title','subtitle','original-title','abstract','issued')
 
 def _texts(item, key):
     "The texts of a field that is a list, a text or missing."
-    value = item.get(key) or []
-    return [t for t in (clean_text(s, title=True) for s in ([value] if isinstance(value,str) else value) if isinstance(s,str)) if t]
+    value = item.get(key)
+    texts = [value] if isinstance(value,str) else value if isinstance(value,list) else []
+    return [t for t in (clean_text(s, title=True) for s in texts if isinstance(s,str)) if t]
 
 # %% ../nbs/11_fetch.ipynb #9d3cfc71
 def crossref_work(
@@ -193,8 +194,8 @@ def crossref_work(
     if title and sub and normalise_title(sub[0]) not in normalise_title(title): title = f'{title}: {sub[0]}'
     abstract = item.get('abstract')
     try: year = int(item['issued']['date-parts'][0][0])
-    except (KeyError,IndexError,TypeError,ValueError): year = None
-    return Work(title, clean_text(abstract) if isinstance(abstract,str) else '', year, (*titles,*_texts(item,'original-title')))
+    except (LookupError,TypeError,ValueError,OverflowError): year = 0
+    return Work(title, clean_text(abstract) if isinstance(abstract,str) else '', year if 1500<=year<2100 else None, (*titles,*_texts(item,'original-title')))
 
 # %% ../nbs/11_fetch.ipynb #07f67cfc
 def _list(
@@ -203,8 +204,9 @@ def _list(
 )->list[dict]:          # items, in any order
     "What Crossref has of several DOIs, in one request."
     answer = service.get('/works', filter=','.join(f'doi:{d}' for d in dois), rows=len(dois), select=','.join(_SELECT))
-    try: items,n = answer['message']['items'],int(answer['message'].get('total-results') or 0)
-    except (KeyError,TypeError,AttributeError,ValueError): raise ServiceError(f"{service} answers with JSON that is no list of works") from None
+    try:
+        items,n = list(answer['message']['items']),int(answer['message'].get('total-results') or 0)
+    except (LookupError,TypeError,AttributeError,ValueError,OverflowError): raise ServiceError(f"{service} answers with JSON that is no list of works") from None
     if n>len(items): raise RequestRefused(f"{service} sends {len(items)} of {n} works")
     return items
 
@@ -217,7 +219,7 @@ def _single(
     answer = service.get(f'/works/{quote(doi,safe="")}')
     if answer is None: return []
     try: return [answer['message']]
-    except (KeyError,TypeError): raise ServiceError(f"{service} answers with JSON that is no work") from None
+    except (LookupError,TypeError): raise ServiceError(f"{service} answers with JSON that is no work") from None
 
 # %% ../nbs/11_fetch.ipynb #d131629d
 def _ask(
@@ -247,7 +249,7 @@ class Crossref:
         transport:'httpx2.BaseTransport|None'=None, # stands in for the network
     ) -> None:
         self.api,self.progress,self.cache = api,progress,Cache(Path(cache)/'crossref.sqlite',api.cache_days)
-        self.service = Service(self.name, api.crossref_url, api, backoff, transport)
+        self.service,self.n_new = Service(self.name, api.crossref_url, api, backoff, transport),0
 
     def works(self,
         dois:Sequence[str],         # as in a record
@@ -258,17 +260,18 @@ class Crossref:
         new = [d for d in dict.fromkeys(dois) if d not in known]
         with tqdm(total=len(new), desc=f'asking {self.name}', unit=' DOIs', leave=False, disable=not (self.progress and new)) as bar:
             for i in range(0, len(new), self.api.batch_size):
-                known |= self._remember(new[i:i+self.api.batch_size], i, len(new))
+                known |= self._remember(new[i:i+self.api.batch_size])
                 bar.update(min(self.api.batch_size, len(new)-i))
         return {d:crossref_work(known[d]) if known[d] else None for d in dois}
 
-    def _remember(self, batch:Sequence[str], n:int, total:int)->dict[str,Any]:
-        "Ask for a batch, after `n` of `total`, and keep the answers."
+    def _remember(self, batch:Sequence[str])->dict[str,Any]:
+        "Ask for a batch and keep the answers."
         try: answers = _ask(self.service, batch)
         except ServiceError as e:
             when = f', and asks to wait for {e.again:,.0f} seconds' if e.again else ''
-            raise ServiceError(f"{e}{when}; {n} of {total} answers came and are kept in {self.cache.path}, the same command goes on from there", e.again) from e
+            raise ServiceError(f"{e}{when}; {self.n_new:,} answers came before and are kept in {self.cache.path}, the same command goes on from there", e.again) from e
         self.cache.write(self.name, answers)
+        self.n_new += len(answers)
         return answers
 
 # %% ../nbs/11_fetch.ipynb #f04c09a1

@@ -1,0 +1,381 @@
+"""Crossref as it answers on bad days: a server on 127.0.0.1 that speaks its shapes and has its moods."""
+import json
+import logging
+import os
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import httpx2
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from ipbes_classifier.cli import app
+from ipbes_classifier.config import Api, load_config
+from ipbes_classifier.fetch import Cache, Crossref, ServiceError, Work, count_gaps, crossref_work, fill_missing, gap_table
+from ipbes_classifier.preprocess import preprocess
+from ipbes_classifier.project import preprocess_project
+from ipbes_classifier.records import read_records, to_records
+
+MAIL = 'screener@assessment.example.org'
+
+
+def abstract(n:int)->str: return f'We sampled plot number {n} in spring and in autumn and report how cover, richness and abundance follow the rain that fell.'
+
+
+def jats(n:int)->str: return f'<jats:sec><jats:title>Background</jats:title><jats:p>{abstract(n)} <jats:italic>P</jats:italic> &lt; 0.01.</jats:p></jats:sec>'
+
+
+def item(n:int, **more)->dict:
+    return dict(DOI=f'10.{1000+n%3}/Paper.{n}', title=[f'Plants of plot number {n}'], issued={'date-parts':[[2000+n%20,5]]}, abstract=jats(n))|more
+
+
+class Server(ThreadingHTTPServer):
+    "Crossref's `/works` and `/works/{doi}`; before it answers, it acts out the next of its moods."
+    daemon_threads = True
+    def __init__(self, items:list[dict]):
+        super().__init__(('127.0.0.1',0), Handler)
+        self.items = {i['DOI'].lower():i for i in items}
+        self.moods,self.headers,self.seen,self.agents,self.times,self.mood = deque(),{'x-rate-limit-limit':'1000','x-rate-limit-interval':'1s'},[],[],[],None
+    @property
+    def url(self)->str: return f'http://127.0.0.1:{self.server_address[1]}'
+    def handle_error(self, request, address): pass
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = 'HTTP/1.1'
+    def log_message(self, *args): pass
+
+    def do_GET(self):
+        s = self.server
+        s.times.append(time.monotonic())
+        s.agents.append(self.headers['User-Agent'])
+        at = urlsplit(self.path)
+        query = {k:v[0] for k,v in parse_qs(at.query).items()}
+        dois = [f.removeprefix('doi:') for f in query['filter'].split(',')] if 'filter' in query else [unquote(at.path.removeprefix('/works/'))]
+        s.seen.append(dois)
+        mood = s.moods.popleft() if s.moods else s.mood
+        if mood and mood(self, dois): return
+        found = [s.items[d.lower()] for d in dois if d.lower() in s.items]
+        if 'filter' in query:
+            keep = query['select'].split(',')
+            self.say(200, dict(status='ok', message={'total-results':len(found),'items':[{k:v for k,v in i.items() if k in keep} for i in found]}))
+        elif found: self.say(200, dict(status='ok', message=found[0]))
+        else: self.say(404, 'Resource not found.', kind='text/plain')
+
+    def say(self, code:int, body, kind:str='application/json', length:int|None=None, **headers):
+        data = (body if isinstance(body,str) else json.dumps(body)).encode()
+        self.send_response(code)
+        for k,v in dict(self.server.headers, **{'Content-Type':kind,'Content-Length':str(len(data) if length is None else length)}, **headers).items():
+            self.send_header(k.replace('_','-'), v)
+        self.end_headers()
+        self.wfile.write(data)
+        return True
+
+
+def says(code:int, body='', **kw): return lambda h,dois: h.say(code, body, **kw)
+
+
+def resets(h, dois):
+    h.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii',1,0))
+    h.close_connection = True
+    h.connection.close()
+    return True
+
+
+def breaks_off(h, dois):
+    h.say(200, '{"status":"ok","message":{"items":[{"DOI":"10.10', length=5000)
+    h.close_connection = True
+    return True
+
+
+def sleeps(h, dois): time.sleep(1.5)
+
+
+@pytest.fixture
+def crossref():
+    server = Server([item(n) for n in range(40)])
+    threading.Thread(target=server.serve_forever, kwargs=dict(poll_interval=0.02), daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def source(server, tmp_path, **kw)->Crossref:
+    api = Api(**(dict(email=MAIL, crossref_url=server.url, timeout=10, batch_size=10)|kw))
+    return Crossref(api, tmp_path/'fetched', backoff=0.01)
+
+
+def gaps(dois:list[str])->pd.DataFrame: return to_records(pd.DataFrame(dict(doi=dois, title=['']*len(dois), abstract=['']*len(dois))))
+
+
+DOIS = [item(n)['DOI'].lower() for n in range(25)]
+
+
+@pytest.mark.parametrize('mood', [
+    says(429, 'Too many', kind='text/plain'), says(429, 'Too many', kind='text/plain', Retry_After='0.05'), says(500, 'Oops', kind='text/html'), says(503), says(504),
+    breaks_off, resets, sleeps, says(200, '<html>Sign in to the hotel network</html>', kind='text/html'), says(200, '{"status":"ok","mess'), says(200, ''), says(408)],
+    ids='429 429-retry-after 500 503 504 truncated reset slow html half-json empty 408'.split())
+def test_a_mood_that_passes_costs_a_request_and_nothing_else(crossref, tmp_path, mood):
+    crossref.moods += [mood,None,mood,mood]
+    filled,found = fill_missing(gaps(DOIS), [source(crossref,tmp_path,timeout=0.5 if mood is sleeps else 10)])
+    assert filled.abstract.tolist()==[f'Background {abstract(n)} P < 0.01.' for n in range(25)]
+    assert filled.title.tolist()==[f'Plants of plot number {n}' for n in range(25)] and filled.year.tolist()==[2000+n%20 for n in range(25)]
+    assert (len(crossref.seen)==6 or mood is sleeps) and set(found.outcome)=={'filled'} and set(found.abstract_source)=={'Crossref'}
+
+
+@pytest.mark.parametrize('mood, words', [
+    (says(500), '500 Internal Server Error'), (says(401), '401 Unauthorized'), (says(403), '403 Forbidden'), (resets, 'does not answer'), (breaks_off, 'does not answer (RemoteProtocolError)'),
+    (says(200, '<html>', kind='text/html'), 'text/html that is not JSON'), (says(200, [1,2]), 'no list of works'), (says(200, dict(message=dict(items=[1]))), 'no list of works'),
+    (says(200, dict(message=dict(items=[], **{'total-results':'many'}))), 'no list of works'), (says(429, Retry_After='7200'), 'wait for 7,200 seconds'),
+    (says(200, '['*100_000), 'not JSON')], ids='500 401 403 reset truncated html list item total quota deep'.split())
+def test_a_mood_that_stays_ends_in_one_sentence(crossref, tmp_path, mood, words):
+    crossref.moods += [None]
+    crossref.mood = mood
+    with pytest.raises(ServiceError) as e: source(crossref,tmp_path,retries=2).works(DOIS)
+    message = str(e.value)
+    assert words in message and '10 answers came before and are kept in' in message and '\n' not in message and MAIL not in message
+    crossref.mood,crossref.seen = None,[]
+    assert all(source(crossref,tmp_path).works(DOIS).values())
+    assert [d for batch in crossref.seen for d in batch]==DOIS[10:]
+
+
+def test_a_quota_that_is_used_up_is_not_waited_for(crossref, tmp_path):
+    crossref.mood = says(429, Retry_After='7200')
+    start = time.monotonic()
+    with pytest.raises(ServiceError): source(crossref,tmp_path).works(DOIS)
+    assert len(crossref.seen)==1 and time.monotonic()-start<5
+
+
+def test_the_pace_is_the_one_that_headers_grant(crossref, tmp_path):
+    crossref.headers = {'x-rate-limit-limit':'10, 10','x-rate-limit-interval':'1s, 1s'}
+    source(crossref,tmp_path,batch_size=5).works(DOIS)
+    steps = [b-a for a,b in zip(crossref.times,crossref.times[1:])]
+    assert len(steps)==4 and min(steps)>0.09
+
+
+def test_retry_after_is_waited_for(crossref, tmp_path):
+    crossref.moods += [says(429, Retry_After='1')]
+    source(crossref,tmp_path).works(DOIS[:3])
+    assert crossref.times[1]-crossref.times[0]>=1
+
+
+def test_one_bad_doi_does_not_spoil_its_batch(crossref, tmp_path):
+    bad = '10.1000/bad(doi'
+    crossref.mood = lambda h,dois: h.say(400, dict(status='failed', message=[dict(type='filter-not-available',message='bad')])) if bad in dois else None
+    works = source(crossref,tmp_path).works([*DOIS[:6],bad])
+    assert works.pop(bad) is None and all(works.values())
+    crossref.seen = []
+    assert source(crossref,tmp_path).works([bad])=={bad:None} and not crossref.seen
+
+
+def test_odd_dois_arrive_whole(crossref, tmp_path):
+    odd = ['10.1002/(sici)1097-0258(19980815/30)17:15<1661::aid-sim968>3.0.co;2-2','10.1000/a,b','10.1000/a+b=c','10.1000/a&b','10.1000/a#b','10.1000/a?b','10.1000/100%','10.1000/ünï']
+    crossref.items |= {d:item(i, DOI=d.upper()) for i,d in enumerate(odd)}
+    works = source(crossref,tmp_path).works(odd)
+    assert [works[d] and works[d].title for d in odd]==[f'Plants of plot number {i}' for i in range(len(odd))]
+
+
+def test_an_answer_for_another_doi_is_no_answer(crossref, tmp_path):
+    crossref.items['10.1000/alias'] = item(1)
+    assert source(crossref,tmp_path).works(['10.1000/alias'])=={'10.1000/alias':None}
+    assert source(crossref,tmp_path).works(['10.1000/alias',DOIS[0]])['10.1000/alias'] is None
+
+
+def test_a_list_that_is_cut_short_is_asked_for_in_halves(crossref, tmp_path):
+    crossref.mood = lambda h,dois: h.say(200, dict(message={'total-results':len(dois),'items':[item(0)]})) if len(dois)>2 else None
+    assert all(source(crossref,tmp_path).works(DOIS[:8]).values())
+
+
+def test_what_is_there_is_never_touched_and_other_papers_are_not_mixed_in(crossref, tmp_path):
+    crossref.items['10.1001/paper.7']['subtitle'] = ['The first ten years']
+    records = to_records(pd.DataFrame([
+        dict(doi='https://doi.org/10.1001/PAPER.1', title='PLANTS of Plot number 1', abstract='', year='1999'),
+        dict(doi=DOIS[2], title='Tax evasion among dentists', abstract=''), dict(doi=DOIS[3], title='', abstract='A text of the library of more than fifty characters.'),
+        dict(doi=DOIS[7], title='Plants of plot number 7', abstract='<p>None.</p>'), dict(doi='10.9999/none', title='Plants elsewhere', abstract=''),
+        dict(doi='', title='Plants nowhere', abstract=''), dict(doi=DOIS[8], title='Complete', abstract='Complete enough, since this is more than fifty characters long.')]))
+    before = records.copy()
+    filled,found = fill_missing(records, [source(crossref,tmp_path)])
+    pd.testing.assert_frame_equal(records, before)
+    assert filled.title.tolist()==['PLANTS of Plot number 1','Tax evasion among dentists','Plants of plot number 3','Plants of plot number 7','Plants elsewhere','Plants nowhere','Complete']
+    assert filled.abstract.str[:13].tolist()==['Background We','','A text of the','Background We','','','Complete enou'] and filled.year[0]==1999
+    assert found.outcome.tolist()==['filled','other_title','filled','filled','unknown','no_doi']
+    t = gap_table(count_gaps(found))
+    assert t.loc['all',['records','title','abstract']].tolist()==[6,1,2] and t.loc['10.9999','unknown']==1
+    assert sorted(d for b in crossref.seen for d in b)==sorted([DOIS[1],DOIS[2],DOIS[3],DOIS[7],'10.9999/none'])
+
+
+def test_an_index_with_repeats_is_kept(crossref, tmp_path):
+    records = gaps(DOIS[:3]).set_axis([5,5,5])
+    assert fill_missing(records, [source(crossref,tmp_path)])[0].title.tolist()==[f'Plants of plot number {n}' for n in range(3)]
+
+
+def test_sources_fill_what_those_before_them_could_not(crossref, tmp_path):
+    del crossref.items[DOIS[0]]['abstract']
+    class Other:
+        name,asked = 'Other',[]
+        def works(self, dois): self.asked += dois; return {d:Work('Plants of plot number 0',abstract(99),1980) for d in dois}
+    filled,found = fill_missing(gaps(DOIS[:2]), [source(crossref,tmp_path),Other()])
+    assert Other.asked==[DOIS[0]] and filled.abstract[0]==abstract(99) and filled.year[0]==2000
+    assert found.loc[0,['outcome','title_source','abstract_source','year_source']].tolist()==['filled','Crossref','Other','Crossref']
+
+
+def test_the_mail_reaches_the_service_and_nothing_else(crossref, tmp_path, caplog, monkeypatch):
+    caplog.set_level(logging.DEBUG)
+    monkeypatch.setenv('PYALEX_EMAIL', MAIL)
+    crossref.moods += [None,says(500),None]
+    crossref.mood = says(403)
+    with pytest.raises(ServiceError) as e: source(crossref,tmp_path,email='').works(DOIS)
+    assert all(a.endswith(f'(mailto:{MAIL})') for a in crossref.agents) and len(crossref.agents)==4
+    assert MAIL not in str(e.value) and MAIL not in caplog.text and not any(MAIL.encode() in p.read_bytes() for p in tmp_path.rglob('*') if p.is_file())
+    monkeypatch.setenv('PYALEX_EMAIL', 'nobody\r\nHost: evil')
+    with pytest.raises(ValueError, match='is not a mail address') as e: source(crossref,tmp_path,email='')
+    assert 'evil' not in str(e.value)
+
+
+def test_old_answers_are_asked_for_again(crossref, tmp_path):
+    source(crossref,tmp_path).works(DOIS[:2])
+    source(crossref,tmp_path).works(DOIS[:2])
+    assert len(crossref.seen)==1
+    source(crossref,tmp_path,cache_days=0).works(DOIS[:2])
+    assert len(crossref.seen)==2
+
+
+def test_processes_share_a_cache(tmp_path):
+    path = tmp_path/'c'/'answers.sqlite'
+    jobs = [threading.Thread(target=lambda k=k: [Cache(path).write('S',{f'{k}-{i}':{'n':i}}) for i in range(20)]) for k in range(4)]
+    for j in jobs: j.start()
+    for j in jobs: j.join()
+    assert len(Cache(path).read('S',[f'{k}-{i}' for k in range(4) for i in range(20)]))==80
+
+
+def test_a_cache_that_cannot_be_written_is_named(crossref, tmp_path):
+    (tmp_path/'fetched').mkdir()
+    (tmp_path/'fetched'/'crossref.sqlite').write_bytes(b'not a data base'*100)
+    with pytest.raises(OSError, match='crossref.sqlite: the answers of services cannot be kept here'): source(crossref,tmp_path).works(DOIS)
+    assert not crossref.seen
+
+
+plain = st.recursive(st.none()|st.booleans()|st.integers()|st.floats()|st.text(max_size=20), lambda x: st.lists(x,max_size=3)|st.dictionaries(
+    st.sampled_from(['title','subtitle','original-title','abstract','issued','date-parts','DOI','message','items','total-results','x']),x,max_size=5), max_leaves=12)
+
+
+listed = st.lists(st.dictionaries(st.sampled_from(['title','subtitle','original-title','abstract','issued']), plain).map(lambda d: d|dict(DOI=DOIS[0])), max_size=3)
+
+
+@settings(max_examples=100, deadline=None)
+@given(plain|listed.map(lambda x: dict(message=dict(items=x))), st.integers(1,3))
+def test_any_json_gives_works_or_one_clear_error(tmp_path_factory, body, n):
+    api = Api(retries=0)
+    def answer(request): return httpx2.Response(200, content=json.dumps(body).encode(), headers={'content-type':'application/json'})
+    c = Crossref(api, tmp_path_factory.mktemp('c'), backoff=0, transport=httpx2.MockTransport(answer))
+    try: assert all(w is None or isinstance(w,Work) for w in c.works(DOIS[:n]).values())
+    except ServiceError as e: assert '\n' not in str(e)
+    if isinstance(body,dict): assert isinstance(crossref_work(body), Work)
+
+
+# the whole command
+
+def library(folder:Path)->tuple[Path,Path]:
+    "A library of 30 rows without abstracts, some known to the corpus, and a corpus."
+    names = ['Key','Item Type','Publication Year','Title','DOI','Url','Abstract Note','Extra']
+    rows = [[f'K{n}','book' if n==4 else 'journalArticle','',f'Plants of plot number {n}',item(n)['DOI'] if n%5 else '','','',''] for n in range(30)]
+    pd.DataFrame(rows, columns=names).to_csv(folder/'library.csv', index=False)
+    pd.DataFrame([dict(doi=f'10.5/{n}', title=f'Bond prices of quarter {n}', abstract=abstract(200+n)) for n in range(20)]).to_csv(folder/'corpus.csv', index=False)
+    return folder/'library.csv',folder/'corpus.csv'
+
+
+def fill(folder:Path, name:str, sources)->object:
+    lib,corpus = library(folder)
+    return preprocess(dict(A=[lib]), [corpus], folder/name, ['A'], progress=False, sources=sources)
+
+
+def test_filled_abstracts_count_and_the_account_says_so(crossref, tmp_path):
+    del crossref.items[DOIS[6]]['abstract']
+    without = fill(tmp_path, 'without.csv', [])
+    assert without.labels=={'A':0} and not crossref.seen
+    account = fill(tmp_path, 'with.csv', [source(crossref,tmp_path)])
+    assert account.labels=={'A':22} and account.filled['records']==29 and account.filled['came']=={'Crossref':dict(title=0,abstract=22,year=23)}
+    assert DOIS[4] not in sum(crossref.seen,[])
+    assert '29 rows without title or abstract: Crossref gave 22 abstracts, 23 years; 1 registered without it, 6 without DOI' in str(account)
+    figures = json.loads((tmp_path/'with_account.json').read_text())
+    assert figures['filled']==account.filled and sum(p['abstract'] for p in figures['filled']['prefixes'] if p['prefix']!='all')==22
+    df = read_records(tmp_path/'with.csv', labels=['A'])
+    assert df[df.A==1].abstract.str.startswith('Background We sampled').all()
+
+
+def test_interrupted_by_the_service_and_resumed_gives_the_same_file(crossref, tmp_path):
+    (tmp_path/'a').mkdir(), (tmp_path/'b').mkdir()
+    fill(tmp_path/'a', 'out.csv', [source(crossref,tmp_path/'a')])
+    crossref.seen = []
+    crossref.moods += [None]
+    crossref.mood = says(503)
+    with pytest.raises(ServiceError): fill(tmp_path/'b', 'out.csv', [source(crossref,tmp_path/'b',retries=1)])
+    assert sorted(p.name for p in (tmp_path/'b').iterdir())==['corpus.csv','fetched','library.csv']
+    crossref.mood = None
+    fill(tmp_path/'b', 'out.csv', [source(crossref,tmp_path/'b')])
+    for name in ('out.csv','out_account.csv'): assert (tmp_path/'a'/name).read_text()==(tmp_path/'b'/name).read_text().replace(str(tmp_path/'b'),str(tmp_path/'a'))
+    answered = crossref.seen[0]
+    assert not any(d in answered for batch in crossref.seen[3:] for d in batch)
+
+
+def project(folder:Path, url:str)->dict:
+    "A project folder, and the environment to run commands in it."
+    (folder/'configs').mkdir(parents=True)
+    library(folder)
+    (folder/'configs/config.yaml').write_text('labels: [{name: A, positives: [library.csv]}]\ndata: {corpus: [corpus.csv]}\n'
+                                              f'api: {{crossref_url: "{url}", timeout: 5, retries: 1, batch_size: 5}}\nlogging: {{progress: false}}\n')
+    return dict(cwd=folder, env=os.environ|{'PYALEX_EMAIL':MAIL}, text=True, timeout=120)
+
+
+IPBES = [sys.executable,'-c','from ipbes_classifier.cli import main; main()']
+
+
+@pytest.mark.parametrize('flag', ['-fm','--fill-missing'])
+def test_the_command(crossref, tmp_path, monkeypatch, flag):
+    monkeypatch.chdir(project(tmp_path/'p', crossref.url)['cwd'])
+    monkeypatch.setenv('PYALEX_EMAIL', MAIL)
+    r = CliRunner().invoke(app, ['preprocess'])
+    assert r.exit_code==0 and not crossref.seen and 'Crossref' not in r.output
+    r = CliRunner().invoke(app, ['preprocess',flag])
+    assert r.exit_code==0 and 'Crossref gave 23 abstracts' in r.stdout and MAIL not in r.output
+    assert crossref.agents[0].endswith(f'(mailto:{MAIL})')
+    assert not any(MAIL.encode() in p.read_bytes() for p in Path.cwd().rglob('*') if p.is_file())
+
+
+def test_killed_and_resumed_gives_the_same_file(crossref, tmp_path):
+    project(tmp_path/'whole', crossref.url)
+    preprocess_project(load_config(root=tmp_path/'whole'), fill_missing=True)
+    crossref.seen = []
+    crossref.moods += [None,None,lambda h,dois: time.sleep(4)]
+    kw = project(tmp_path/'killed', crossref.url)
+    p = subprocess.Popen([*IPBES,'preprocess','-fm'], **{k:v for k,v in kw.items() if k!='timeout'}, stdout=subprocess.DEVNULL)
+    end = time.monotonic()+60
+    while len(crossref.seen)<3 and time.monotonic()<end: time.sleep(0.02)
+    p.kill()
+    p.wait()
+    assert len(crossref.seen)==3 and not (tmp_path/'killed/data/cleaned_dataset.csv').exists()
+    crossref.moods.clear()
+    preprocess_project(load_config(root=tmp_path/'killed'), fill_missing=True)
+    assert (tmp_path/'killed/data/cleaned_dataset.csv').read_bytes()==(tmp_path/'whole/data/cleaned_dataset.csv').read_bytes()
+    asked = sum(crossref.seen,[])
+    assert [asked.count(d) for d in sum(crossref.seen[:2],[])]==[1]*10
+
+
+def test_no_network_is_one_sentence(tmp_path):
+    with socket.socket() as s:
+        s.bind(('127.0.0.1',0))
+        kw = project(tmp_path/'p', f'http://127.0.0.1:{s.getsockname()[1]}')
+        r = subprocess.run([*IPBES,'preprocess','-fm'], capture_output=True, **kw)
+    assert r.returncode==1 and r.stdout=='' and len(r.stderr.strip().splitlines())==1 and 'does not answer (ConnectError)' in r.stderr
+    assert [p.name for p in (tmp_path/'p/data').iterdir()]==['fetched']
