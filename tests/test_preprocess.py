@@ -46,7 +46,7 @@ def test_a_tag_never_arrives(tmp_path):
     secret = 'CH4_citing_chapter'
     row = zotero('k','Pines of the southern Cape',text('pines'))|{'Manual Tags':secret,'Automatic Tags':secret,'Notes':secret,'Collections':secret,'File Attachments':secret,'Date Added':secret}
     run(tmp_path, [row], [dict(title='Other paper on other things', abstract=text('things'), **{'Manual Tags':secret})])
-    for f in ('out.csv','out_account.json','out_account.html'): assert secret not in (tmp_path/f).read_text()
+    for f in ('out.csv','out_account.json','out_account.csv','out_account.html'): assert secret not in (tmp_path/f).read_text()
 
 
 def test_short_and_generic_titles_match_only_without_contradiction(tmp_path):
@@ -120,6 +120,25 @@ def test_the_page_escapes_titles(tmp_path):
     assert '<script' not in page and html.escape('alert(1)</script2> <unknown>') in page
 
 
+def test_the_page_says_how_many_rows_it_shows_and_where_all_are(tmp_path):
+    corpus = [dict(id=str(i), title=f'Untraceable report number {i}, "quoted"\nand broken, with commas', abstract='') for i in range(130)]
+    account,_ = run(tmp_path, [], [*corpus,dict(id='', title='=A paper to keep here', abstract=text('b')),dict(id='', title='=A paper to keep here', abstract='')])
+    page = (tmp_path/'out_account.html').read_text()
+    assert 'no_abstract: the first 100 of 130' in page and 'duplicate: all 1' in page and page.count('Untraceable')==100
+    assert 'All 131 are in <a href="out_account.csv">out_account.csv</a>' in page
+    rows = account.rows()
+    assert len(rows)==131 and rows.row.tolist()==[*range(1,131),132] and rows.title[129].startswith('Untraceable report number 129, "quoted" and')
+    assert rows.into.isna().tolist()==[True]*130+[False] and rows.by[130]=='title' and 'rows' not in read_json(account.path)
+
+
+def test_the_account_reads_well_in_a_terminal(tmp_path):
+    a = [zotero('k','A title of four words',text('x')),zotero('l','A book of five words',kind='book')]
+    lines = str(run(tmp_path, a, [dict(title='Another title of five words', abstract=text('y'))])[0]).splitlines()
+    assert lines==['3 rows read, 2 records written to out.csv', '', 'file            role            rows  kept  item_type', 'a.csv           positives of A     2     1          1',
+                   'corpus.parquet  corpus             1     1          0', 'all                                3     2          1', '', 'label  positives  prevalence',
+                   'A              1     50.00 %', 'B              0      0.00 %']
+
+
 def test_a_label_must_not_shadow_a_field(tmp_path):
     with pytest.raises(ValueError, match="'source' is the name of a column"): preprocess({}, [], tmp_path/'o.csv', ['source'])
 
@@ -139,7 +158,7 @@ def test_worker_processes_give_the_same_bytes_even_without_a_main_guard(tmp_path
                       "preprocess({}, [sys.argv[1]], sys.argv[2], ['A'], progress=False, workers=int(sys.argv[3]), batch_size=int(sys.argv[4]))\n")
     for name,workers,size in (('one.csv','1','1000'),('two.csv','2','40')):
         subprocess.run([sys.executable,script,tmp_path/'corpus.csv',tmp_path/name,workers,size], check=True, timeout=120)
-    for end in ('.csv','_account.html'): assert (tmp_path/f'one{end}').read_text().replace('one','two')==(tmp_path/f'two{end}').read_text().replace('one','two')
+    for end in ('.csv','_account.csv','_account.html'): assert (tmp_path/f'one{end}').read_text().replace('one','two')==(tmp_path/f'two{end}').read_text().replace('one','two')
     assert 1<len(pd.read_csv(tmp_path/'one.csv'))<n
 
 
