@@ -16,7 +16,7 @@ import pandas as pd
 from .files import atomic_path
 from .hub import checkpoint_folder
 from .models import Model, load_model, model_version
-from .records import clean_records, iter_records, to_records
+from .records import clean_records, clean_texts, iter_records, to_records
 from .results import read_decisions
 from .thresholds import Calibration, calibrate
 
@@ -98,7 +98,7 @@ def predict(
     batch_size:int=10_000,               # records in memory
     progress:bool=False,                 # show a bar
 )->Path:                                 # `out`
-    "Score every record of a file, in its order; `ValueError` if `out` has another suffix or `path` cannot be read."
+    "Score every record of a file, in its order, with its title for people; `ValueError` if `out` has another suffix or `path` cannot be read."
     from tqdm import tqdm
     out = Path(out)
     if out.suffix not in ('.csv','.parquet'): raise ValueError(f"{out}: unknown suffix {out.suffix!r}; .csv or .parquet")
@@ -107,7 +107,9 @@ def predict(
         write = _csv_writer(tmp) if out.suffix=='.csv' else _parquet_writer(tmp)
         n = 0
         for records in iter_records(path, batch_size):
-            write.send(screener.score(_numbered(records,n)))
+            table = screener.score(_numbered(records,n))
+            table.insert(1, 'title', clean_texts(records['title'],title=True))
+            write.send(table)
             n += len(records)
             bar.update(len(records))
         if not n: raise ValueError(f"{path} holds no record")
