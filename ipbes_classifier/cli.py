@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
@@ -373,7 +373,7 @@ def _no_project(e:Exception)->str:
 def _short_warnings(most:int=12)->Iterator[None]:
     "Show warnings of this package as one line on stderr, `most` at most; others as Python does."
     here,usual,seen = str(Path(__file__).parent),warnings.showwarning,[0]
-    def show(message, category, filename, lineno, file=None, line=None):  # type: ignore[no-untyped-def]
+    def show(message:Warning|str, category:type[Warning], filename:str, lineno:int, file:TextIO|None=None, line:str|None=None)->None:
         if not (issubclass(category,UserWarning) and filename.startswith(here)): return usual(message, category, filename, lineno, file, line)
         seen[0] += 1
         if seen[0]<=most: typer.echo(f'ipbes: {message}', err=True)
