@@ -166,6 +166,7 @@ def _plainly(what:str, endpoint:str, token:str|None=None)->Iterator[None]:
     except OfflineModeIsEnabled: raise OSError(f"{what}: HF_HUB_OFFLINE is set, which forbids any request; unset it") from None
     except (HTTPError,RuntimeError) as e: raise OSError(_clean(f"{what}: no answer from {endpoint}: {e}", token)) from None
     except json.JSONDecodeError: raise OSError(f"{what}: {endpoint} gave an answer that no hub gives; is HF_ENDPOINT right?") from None
+    except ValueError as e: raise ValueError(_clean(str(e), token)) from None
 
 # %% ../nbs/29_hub.ipynb #543ba51f
 def _clean(text:str, token:str|None)->str:
