@@ -99,14 +99,24 @@ def _allowed(df, item_types):
     return np.array([not item_types or not t or _plain_type(t) in item_types for t in types], bool)
 
 # %% ../nbs/12_preprocess.ipynb #987479ae
-def _gaps(raw, task, sources, counts):
-    "What `sources` know of a batch's rows without title or abstract, counted in `counts`; None where nobody is to be asked."
+@dataclass
+class _Asked:
+    "What services gave, and rows whose DOI they know under another title."
+    counts:Counter = field(default_factory=Counter)
+    other_title:list[dict] = field(default_factory=list)
+
+# %% ../nbs/12_preprocess.ipynb #fd2529d9
+def _gaps(raw, first, task, sources, asked):
+    "What `sources` know of a batch's rows without title or abstract, noted in `asked`; None where nobody is to be asked."
     if not sources: return None
     df = to_records(raw, Path(task['file']).name)
     rows = np.flatnonzero(_allowed(df,task['item_types']))
     gaps = find_missing(df.iloc[rows], sources, task['min_abstract_chars'])
-    counts.update(count_gaps(gaps))
-    return gaps.set_axis(rows[gaps.index])
+    gaps = gaps.set_axis(rows[gaps.index])
+    asked.counts.update(count_gaps(gaps))
+    other = gaps[gaps.outcome=='other_title']
+    asked.other_title += [dict(row=f"{task['file']} row {first+i} ({df.id[i] or 'no id'})", doi=doi) for i,doi in zip(other.index.tolist(),other.doi)]
+    return gaps
 
 # %% ../nbs/12_preprocess.ipynb #23f29966
 def _in_order(tasks, workers):
@@ -390,11 +400,12 @@ def _label_rows(a:'Account')->tuple[list[str],list[list]]:
     return ['label','positives','prevalence'], [[l,n,f'{100*n/a.n_kept:.2f} %'] for l,n in a.labels.items()]
 
 # %% ../nbs/12_preprocess.ipynb #f2366f1c
-def _filled_account(sources:Sequence[Source], counts:Counter)->dict[str,Any]:
+def _filled_account(sources:Sequence[Source], asked:_Asked)->dict[str,Any]:
     "What was asked of services, and what came; {} if none was asked."
     if not sources: return {}
+    counts = asked.counts
     came = {s.name: {f: sum(n for (_,what,by),n in counts.items() if (what,by)==(f,s.name)) for f in ('title','abstract','year')} for s in sources}
-    return dict(records=int(sum(n for (_,what,_),n in counts.items() if what in OUTCOMES)), came=came, prefixes=gap_table(counts).reset_index().to_dict('records'))
+    return dict(records=int(sum(n for (_,what,_),n in counts.items() if what in OUTCOMES)), came=came, prefixes=gap_table(counts).reset_index().to_dict('records'), other_title=asked.other_title)
 
 # %% ../nbs/12_preprocess.ipynb #c1aab1e9
 def _filled_text(a:'Account')->str:
@@ -481,6 +492,7 @@ def _page_html(a:'Account', examples:dict[str,list])->str:
     return _PAGE % ''.join([_summary_html(a), _found_html(a,short),
         '<h2>Conflicts</h2><p>Rows of one paper that state a label as 1 and as 0. The paper has the label.</p>', _listed(a.conflicts),
         '<h2>Merged, but look</h2><p>One DOI, and titles that have little in common.</p>', _listed(a.doubtful),
+        *(('<h2>Not filled, but look</h2><p>Rows whose DOI is registered under a title that has little in common with theirs.</p>', _listed(a.filled['other_title'])) if a.filled else ()),
         f'<h2>Rows dropped or merged</h2><p>All {sum(a.reasons.values()):,} are in <a href="{rows}">{rows}</a> beside this page, a line each. <i>into</i> ',
         'counts the rows of the result from 0.</p>', *(_gone(a,r,x,short) for r,x in examples.items() if x)])
 
@@ -507,14 +519,14 @@ def _inputs(positives, corpus, labels):
     return [dict(file=p, label=l, size=sum(f.stat().st_size for f in _files(p))) for p,l in out]
 
 # %% ../nbs/12_preprocess.ipynb #f94d7ce3
-def _tasks(inputs, settings, folder, spans, size, bar, sources, counts):
-    "The arguments of `_clean_batch`, batch by batch; adds to `spans` where each file begins, and to `counts` what `sources` gave."
+def _tasks(inputs, settings, folder, spans, size, bar, sources, asked):
+    "The arguments of `_clean_batch`, batch by batch; adds to `spans` where each file begins, and to `asked` what `sources` gave."
     n = i = 0
     for x in inputs:
         spans.append(dict(x, first=n))
         for raw in _raw_frames(x['file'], size):
-            task = settings|dict(file=x['file'])
-            yield raw, _gaps(raw,task,sources,counts), n-spans[-1]['first']+1, task, folder/f'{i:06d}.parquet'
+            task,first = settings|dict(file=x['file']),n-spans[-1]['first']+1
+            yield raw, _gaps(raw,first,task,sources,asked), first, task, folder/f'{i:06d}.parquet'
             n,i = n+len(raw),i+1
             bar.update(len(raw))
         if n==spans[-1]['first']: raise ValueError(f"{x['file']} has a header and no rows")
@@ -525,13 +537,13 @@ def _first_pass(inputs, settings, folder, workers, size, progress, sources):
     from tqdm import tqdm
     parts,keys,findings = _Parts(),[],[]
     spans:list[dict] = []
-    counts:Counter = Counter()
+    asked = _Asked()
     with tqdm(desc='cleaning', unit=' rows', disable=not progress) as bar:
-        for i,(k,f) in enumerate(_in_order(_tasks(inputs,settings,folder,spans,size,bar,sources,counts), workers)):
+        for i,(k,f) in enumerate(_in_order(_tasks(inputs,settings,folder,spans,size,bar,sources,asked), workers)):
             parts.add(folder/f'{i:06d}.parquet', len(k['id']))
             keys.append(k)
             findings.append(f)
-    return parts, {c: np.concatenate([k[c] for k in keys]) for c in keys[0]}, findings, spans, counts
+    return parts, {c: np.concatenate([k[c] for k in keys]) for c in keys[0]}, findings, spans, asked
 
 # %% ../nbs/12_preprocess.ipynb #ea2a8f43
 def _file_accounts(parts, k, d, findings, spans):
@@ -607,14 +619,14 @@ def preprocess(
     if workers is None: workers = _cores() if sum(x['size'] for x in inputs)>50e6 else 1
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix='.preprocess-') as tmp:
-        parts,k,findings,spans,counts = _first_pass(inputs, settings, Path(tmp), workers, batch_size, progress, sources)
+        parts,k,findings,spans,asked = _first_pass(inputs, settings, Path(tmp), workers, batch_size, progress, sources)
         label_of_row = np.repeat([settings['labels'].index(s['label']) if s['label'] else -1 for s in spans], np.diff([*(s['first'] for s in spans),len(k['id'])]))
         d = _decide(k, label_of_row, keep_title_only, settings['languages'])
         account = _account(out, parts, k, d, findings, spans, label_of_row, settings)
         if not account.n_kept: raise ValueError(f"none of {account.n_read} rows is left: "+', '.join(f'{r} {n}' for r,n in account.reasons.items() if n))
         with atomic_path(out) as path, _writer(path, settings['labels']) as w:
             for t in _result_tables(parts, d, settings['labels'], _filled(parts,d)): w.write_table(t)
-        account.path,account.filled = os.fspath(out.with_name(f'{out.stem}_account.json')),_filled_account(sources,counts)
+        account.path,account.filled = os.fspath(out.with_name(f'{out.stem}_account.json')),_filled_account(sources,asked)
         examples = _write_rows(_row_lines(parts,d,spans), Path(account.path).with_suffix('.csv'))
     write_json(account.path, {k: v for k,v in asdict(account).items() if k!='path'})
     write_text(Path(account.path).with_suffix('.html'), _page_html(account, examples))

@@ -314,6 +314,13 @@ def test_filled_abstracts_count_and_the_account_says_so(crossref, tmp_path):
     assert df[df.A==1].abstract.str.startswith('Background We sampled').all()
 
 
+def test_a_doi_of_another_paper_is_pointed_out(crossref, tmp_path):
+    crossref.items[DOIS[3]]['title'] = ['Interest rates after the war']
+    account = fill(tmp_path, 'with.csv', [source(crossref,tmp_path)])
+    assert [(r['row'].endswith('library.csv row 4 (K3)'),r['doi']) for r in account.filled['other_title']]==[(True,DOIS[3])]
+    assert 'Not filled, but look' in (tmp_path/'with_account.html').read_text() and '1 under another title' in str(account)
+
+
 def test_interrupted_by_the_service_and_resumed_gives_the_same_file(crossref, tmp_path):
     (tmp_path/'a').mkdir(), (tmp_path/'b').mkdir()
     fill(tmp_path/'a', 'out.csv', [source(crossref,tmp_path/'a')])
