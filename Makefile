@@ -3,19 +3,20 @@ PYTHON = python3
 VENV = .venv
 BIN = $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
-STATED = settings.ini setup.py pyproject.toml constraints.txt
+STATED = settings.ini setup.py pyproject.toml constraints.txt scripts/hooks.py
 N = 20000
 
 help:
 	@echo 'make demo       install what the demo needs, run the whole way on a synthetic sample (about 10 minutes on 2 cores)'
 	@echo 'make test       install what developing needs, run all tests but the long ones'
 	@echo 'make test-long  run the long tests'
+	@echo 'make check      ruff and mypy, which make test runs too'
 	@echo 'make lab        open the pages in JupyterLab'
 	@echo 'make docs       build the docs site into _docs/ and check its links'
 	@echo 'make readme     write README.md from nbs/index.ipynb'
 	@echo 'make export     write ipbes_classifier/ from nbs/, and clean the notebooks'
 	@echo 'make bench      run the benchmarks, small (N=20000 records), into results/benchmarks/'
-	@echo 'make setup      install into .venv what the demo needs (PYTHON=python3.12 chooses the Python)'
+	@echo 'make setup      install into .venv what the demo needs (PYTHON=python3.12 chooses the Python); git merges notebooks cell by cell'
 	@echo 'make setup-dev  install into .venv what developing needs'
 	@echo 'make pins       write constraints.txt from .venv'
 	@echo 'make clean      remove .venv and what tools leave behind; data, results and reports stay'
@@ -29,6 +30,7 @@ $(VENV)/.installed: $(STATED)
 	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info>=(3,11) else "Python 3.11 or later is needed, this is "+sys.version.split()[0]+": make PYTHON=python3.12 ...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(INSTALL) -e '.[train,minilm]'
+	$(BIN)/python scripts/hooks.py
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
@@ -43,6 +45,10 @@ test: setup-dev
 
 test-long: setup-dev
 	$(BIN)/python -m pytest -m long
+
+check: setup-dev
+	$(BIN)/ruff check
+	$(BIN)/mypy
 
 lab: setup-dev
 	$(BIN)/jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/nbs/index.ipynb
@@ -72,4 +78,4 @@ clean:
 	rm -rf _docs _proc
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help setup setup-dev demo test test-long lab docs readme export bench pins clean
+.PHONY: help setup setup-dev demo test test-long check lab docs readme export bench pins clean
