@@ -51,7 +51,7 @@ def preprocess_project(
     with timed() as took:
         account = preprocess(positives, corpus, out, labels, s.data.item_types, s.data.keep_title_only, languages=s.data.languages or None,
                              progress=s.logging.progress, sources=sources)
-    write_provenance(out.parent, s, [p for f in (*positives.values(),corpus) for p in f if Path(p).is_file()], result=out.name, **took)
+    write_provenance(out.parent, s, [p for f in (*positives.values(),corpus) for p in f if Path(p).is_file()], result=out.name, filled=account.filled.get('came',{}), **took)
     return account
 
 # %% ../nbs/15_project.ipynb #9c3fc5b0
