@@ -16,7 +16,7 @@ from .fetch import Crossref
 from .folds import Fold, make_folds, near_duplicate_clusters, write_folds
 from .preprocess import Account, preprocess
 from .provenance import timed, write_provenance
-from .records import read_records
+from .records import check_dataset, read_records
 from .sample import write_sample
 
 # %% ../nbs/15_project.ipynb #60e6356c
@@ -61,7 +61,7 @@ def split_project(
     "Cluster near-duplicates, split the clusters, write fold files; `ValueError` if a label is too rare for the folds."
     path,f,labels = project_path(s,s.paths.dataset),s.folds,label_names(s)
     if not path.exists(): raise FileNotFoundError(f"no data set {path}; `ipbes preprocess` makes it")
-    records = read_records(path, labels=labels)
+    records = check_dataset(read_records(path, labels=labels), labels, path)
     with timed() as took:
         clusters = near_duplicate_clusters(records, f.near_duplicate, seed=s.seed)
         folds = make_folds(records[labels].to_numpy(), clusters, f.n_folds, f.test_size, f.dev_size, s.seed, f.n_runs, labels)
