@@ -168,11 +168,13 @@ def ray_tune()->Any: # the module ray.tune
     "Import Ray Tune quietly."
     import logging
     import warnings
-    import ray  # noqa: F401  (its import sets the level)
-    logging.getLogger('ray').setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')
-        from ray import tune
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            from ray import tune
+    finally: logging.disable(before)
     return tune
 
 # %% ../nbs/21c_search_space.ipynb #334e0bec
