@@ -10,6 +10,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,7 +19,8 @@ from .config import Input, Settings, label_names, load_config, model_training, p
 from .files import file_hash, read_json, write_json
 from .folds import read_fold
 from .metrics import Predictions, average_precision, evaluate, read_predictions
-from .models import BASELINES, Model, known_model, load_model, model_name, model_version
+from .extensions import short_name, use_modules
+from .models import BASELINES, Model, is_own, known_model, load_model, loss_of, model_name, model_version
 from .provenance import timed
 from .results import Run, checkpoint_path, predictions_path
 from .train import Trained, decide, make_split, read_dataset, save_trained
@@ -192,16 +194,16 @@ class EnsembleModel:
 
 # %% ../nbs/24_ensemble.ipynb #bdf4e8a6
 def _member_run(s:Settings, model:str, r:Run)->Run:
-    "The run of a member: a baseline keeps its own loss and all its negatives."
-    baseline = model in BASELINES
-    return replace(r, model=model_name(known_model(model)), loss=BASELINES[model][0] if baseline else r.loss,
-                   optional_negatives=0 if baseline else model_training(s,model).optional_negatives)
+    "The run of a member: whatever is no encoder keeps its own loss and all its negatives."
+    all_negatives = model in BASELINES or is_own(model)
+    return replace(r, model=model_name(known_model(model)), loss=loss_of(model,r.loss,s.root),
+                   optional_negatives=0 if all_negatives else model_training(s,model).optional_negatives)
 
 # %% ../nbs/24_ensemble.ipynb #88bb6537
 def _read_member(s:Settings, r:Run, split:str)->Predictions:
     "A member's predictions, or how to get them."
     path = predictions_path(s, r, split)
-    again = f"`ipbes train -m {r.model} -f {r.fold} -r {r.run}`" if r.model in BASELINES else f"`ipbes train` of that model with -f {r.fold} -r {r.run} -l {r.loss}"
+    again = f"`ipbes train -m {r.model} -f {r.fold} -r {r.run}`" if r.model in BASELINES else f"`ipbes train` of that model with -f {r.fold} -r {r.run} and loss {r.loss}"
     if not path.exists(): raise FileNotFoundError(f"no {split} predictions of {r.model}, fold {r.fold}, run {r.run}: {path}; {again} makes them")
     made = checkpoint_path(s,r)/'predictions.json'
     if not made.exists() or read_json(made)[split]!=file_hash(path):
@@ -233,10 +235,11 @@ def ensemble(
     `FileNotFoundError` names a member that was not trained yet, `ValueError` the first row in which members differ.
     """
     s = settings or load_config(config, overrides)
-    given = {k:v for k,v in dict(with_title=with_title, with_keywords=with_keywords).items() if v is not None}
+    given:dict[str,Any] = {k:v for k,v in dict(with_title=with_title, with_keywords=with_keywords).items() if v is not None}
     s = replace(s, input=replace(s.input,**given))
-    labels,r = label_names(s),Run('Ensemble', loss, fold, run, s.input.with_title, s.input.with_keywords)
-    runs = {m:_member_run(s,m,r) for m in sorted(models or s.ensemble.models)}
+    use_modules(s.modules, s.root)
+    labels,r = label_names(s),Run('Ensemble', short_name(loss), fold, run, s.input.with_title, s.input.with_keywords)
+    runs = {m:_member_run(s,m,replace(r,loss=loss)) for m in sorted(models or s.ensemble.models)}
     if len(runs)<2: raise ValueError(f"an ensemble needs two models or more; got {', '.join(runs) or 'none'}")
     with timed() as took:
         parts = _read_members(s, runs)
@@ -251,7 +254,7 @@ def ensemble(
     dev = make_split(data.iloc[rows.dev], dev_scores, labels, thresholds, calibrations)
     test = make_split(data.iloc[rows.test], test_scores, labels, thresholds, calibrations)
     members = {m:checkpoint_path(s,mr) for m,mr in runs.items()}
-    model = EnsembleModel(labels, s.input, loss, members, {m:model_version(p) for m,p in members.items()}, combination)
+    model = EnsembleModel(labels, s.input, r.loss, members, {m:model_version(p) for m,p in members.items()}, combination)
     measures = evaluate(test.y, test.scores, test.preds, labels, test.probs)
     done = Trained(s, r, model, rows, data, data.iloc[rows.train], [], thresholds, calibrations, dev, test, measures, {}, took['seconds'])
     return save_trained(done, took, [predictions_path(s,mr,k) for mr in runs.values() for k in ('dev','test')])
