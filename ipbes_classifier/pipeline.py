@@ -15,14 +15,19 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from filelock import Timeout
+
 from .compare import find_predictions
 from .config import Settings, find_root, load_config, model_training, project_path, resource_dir
-from .files import atomic_path, file_hash, obj_hash, read_json, write_json
+from .files import atomic_path, file_hash, locked, obj_hash, read_json, write_json
 from .folds import fold_file, SPLITS
-from .models import BASELINES, check_model_names, known_model, model_hash, model_name
+from .extensions import code_hashes, short_name, use_modules
+from .memory import memory_advice
+from .models import BASELINES, check_model_names, is_own, known_model, loss_of, model_hash, model_name
 from .provenance import versions
 from .report_html import notebook_to_html
 from .results import Run, predictions_path
+from .train import own_code
 
 # %% ../nbs/40_pipeline.ipynb #26c2e8c3
 @dataclass(frozen=True)
@@ -50,9 +55,10 @@ def train_tasks(
     **parameters:Any,     # of each report, e.g. with_title
 )->list[Task]:            # folds together, so that a fold's ensemble can follow its models
     "Training tasks of the grid; `ValueError` for unknown models, or two of one name."
-    def loss_of(m,loss): return BASELINES[m][0] if m in BASELINES else loss
-    cells = dict.fromkeys((m,loss_of(m,l),f,r) for r in runs for f in folds for m in check_model_names(list(models)) for l in losses)
-    return [Task('train', m, l, f, r, dict(model=m, loss=l if m not in BASELINES else losses[0], fold=f, run=r, **parameters)) for m,l,f,r in cells]
+    names = [short_name(l) for l in losses]
+    if twice := [l for l,n in zip(losses,names) if names.count(n)>1 and losses.count(l)==1]: raise ValueError(f"two losses are called {short_name(twice[0])!r} in file names: {', '.join(twice)}")
+    cells = {(m,loss_of(m,l),f,r):losses[0] if m in BASELINES or is_own(m) else l for r in runs for f in folds for m in check_model_names(list(models)) for l in losses}
+    return [Task('train', m, name, f, r, dict(model=m, loss=l, fold=f, run=r, **parameters)) for (m,name,f,r),l in cells.items()]
 
 # %% ../nbs/40_pipeline.ipynb #7cb4bc65
 def ensemble_tasks(
@@ -63,7 +69,7 @@ def ensemble_tasks(
     **parameters:Any,     # of each report
 )->list[Task]:            # to follow the tasks of their members
     "An ensemble of all models for each fold, loss and run, the same in whatever order they are given."
-    return [Task('ensemble', 'Ensemble', l, f, r, dict(models=sorted(models), loss=l, fold=f, run=r, **parameters)) for r in runs for f in folds for l in losses]
+    return [Task('ensemble', 'Ensemble', short_name(l), f, r, dict(models=sorted(models), loss=l, fold=f, run=r, **parameters)) for r in runs for f in folds for l in losses]
 
 # %% ../nbs/40_pipeline.ipynb #964f5a04
 def compare_tasks(
@@ -111,13 +117,19 @@ def _predictions(s:Settings, t:Task)->list[Path]:
     "The prediction files that a task writes, or for a comparison those that it reads."
     if t.report=='compare': return [p for _,p in find_predictions(s, t.parameters['models'], t.parameters['folds'], [t.run])]
     def value(k): return t.parameters.get(k, getattr(s.input,k))
-    n = 0 if t.report=='ensemble' or t.model in BASELINES else model_training(s,known_model(t.model)).optional_negatives
+    n = 0 if t.report=='ensemble' or t.model in BASELINES or is_own(t.model) else model_training(s,known_model(t.model)).optional_negatives
     r = Run(model_name(t.model), t.loss, t.fold or 0, t.run, value('with_title'), value('with_keywords'), n)
     return [predictions_path(s,r,split) for split in ('dev','test')]
 
 def _hashes(paths:Sequence[Path])->dict[str,str]:
     "Name to hash of those files that there are."
     return {f'{p.parent.parent.name}/{p.name}':file_hash(p) for p in paths if p.exists()}
+
+# %% ../nbs/40_pipeline.ipynb #207e243f
+def _own_code(s:Settings, t:Task)->dict[str,str]:
+    "The project's own code that a task runs: its measures, and for a training its model and loss."
+    if t.report=='train': return own_code(s, t.model, t.parameters.get('loss','BCE'))
+    return code_hashes(*use_modules(s.modules,s.root))
 
 # %% ../nbs/40_pipeline.ipynb #7be96c89
 def task_identity(
@@ -132,8 +144,8 @@ def task_identity(
     if missing: raise FileNotFoundError(f"{t.name} needs {', '.join(missing)}; `ipbes preprocess` and `ipbes folds` make them")
     settings = {k:v for k,v in asdict(s).items() if k not in ('root','logging','api')}
     return obj_hash(dict(task=t.name, parameters=dict(t.parameters), settings=settings, inputs=[file_hash(p) for p in inputs],
-                         report=file_hash(report_path(s,t.report)), code=_code_hash(), versions=versions(), members=sorted(members),
-                         model=model_hash(t.model), predictions=_hashes(_predictions(s,t)) if t.report=='compare' else {}))
+                         report=file_hash(report_path(s,t.report)), code=_code_hash(), versions=versions(), members=sorted(members), own=_own_code(s,t),
+                         model=model_hash(t.model,s.root), predictions=_hashes(_predictions(s,t)) if t.report=='compare' else {}))
 
 # %% ../nbs/40_pipeline.ipynb #f5f48644
 def strip_execution(
@@ -146,6 +158,12 @@ def strip_execution(
     for i,c in enumerate(nb.cells):
         c.metadata,c['id'] = {k:v for k,v in c.metadata.items() if k=='tags'}, f'cell-{i}'
     nbformat.write(nb, path)
+
+# %% ../nbs/40_pipeline.ipynb #c96f3a18
+def _is_whole(path:Path)->bool:
+    "Is this a notebook, or what a full disk left of one?"
+    try: return 'cells' in read_json(path, ())
+    except ValueError: return False
 
 # %% ../nbs/40_pipeline.ipynb #e4efb7f1
 def execute_report(
@@ -164,7 +182,7 @@ def execute_report(
             try: papermill.execute_notebook(str(report_path(s,t.report)), str(tmp), parameters=dict(t.parameters), cwd=s.root, kernel_name='python3',
                                             progress_bar=False, log_output=False, extra_arguments=['--log-level=ERROR'])
             except BaseException:
-                if tmp.stat().st_size: tmp.rename(failed)
+                if _is_whole(tmp): tmp.rename(failed)
                 for old in (out,out.with_suffix('.html')): old.unlink(missing_ok=True)
                 raise
             strip_execution(tmp)
@@ -204,9 +222,16 @@ def run_tasks(
     force:bool=False,         # execute also what is done and unchanged
     say:Callable[[str],None]=print, # tells what happens
 )->Grid:
-    "Execute what remains of the tasks; parameters of all are checked before the first runs."
+    "Execute what remains of the tasks; parameters of all are checked before the first runs. `ValueError` if another process runs the experiment."
     for t in tasks: check_parameters(report_path(s,t.report), t.parameters)
-    grid = Grid(project_path(s,s.paths.papermill_dir)/experiment)
+    folder = project_path(s,s.paths.papermill_dir)/experiment
+    try:
+        with locked(folder, timeout=0): return _run_in_order(s, tasks, Grid(folder), force, say)
+    except Timeout: raise ValueError(f"another process runs the experiment {experiment!r} ({folder}); wait for it, or give this one another name with --experiment") from None
+
+# %% ../nbs/40_pipeline.ipynb #b4ec8253
+def _run_in_order(s:Settings, tasks:Sequence[Task], grid:Grid, force:bool, say:Callable[[str],None])->Grid:
+    "Execute what remains; `grid` tells what became of each task."
     identities:dict[str,str] = {}
     for i,t in enumerate(tasks,1):
         before = [u for u in tasks[:i-1] if _builds_on(t,u)]
@@ -235,7 +260,7 @@ def _builds_on(t:Task, u:Task)->bool:
     "Does task `t` read the results of task `u`?"
     order = ('train','ensemble','compare')
     return order.index(u.report)<order.index(t.report) and t.run==u.run and t.fold in (None,u.fold) and (
-        t.report!='ensemble' or u.loss==t.loss or u.model in BASELINES)
+        t.report!='ensemble' or u.loss==t.loss or u.model in BASELINES or is_own(u.model))
 
 # %% ../nbs/40_pipeline.ipynb #cbbf579d
 def _run_task(s:Settings, t:Task, grid:Grid, identity:str, line:str, force:bool, say:Callable[[str],None])->None:
@@ -251,8 +276,11 @@ def _run_task(s:Settings, t:Task, grid:Grid, identity:str, line:str, force:bool,
     say(f'{line}: {time.perf_counter()-t0:.0f} s')
 
 # %% ../nbs/40_pipeline.ipynb #7168e62f
-def _last_line(e:Exception)->str:
-    "What a failed report says: the error itself, without the traceback's colours."
+def _last_line(e:Exception, s:Settings, t:Task)->str:
+    "What a failed report says: the error itself, without the traceback's colours; what to do if the system killed it."
+    if type(e).__name__=='DeadKernelError':
+        training = model_training(s,t.model) if t.report=='train' and t.model not in BASELINES and not is_own(t.model) else None
+        return 'the kernel died, most likely killed for want of memory'+(f': {memory_advice(training,s.input.max_length)}' if training else '')
     name,value = getattr(e,'ename',None),getattr(e,'evalue',None)
     return f'{name}: {value}'.strip() if name else f'{type(e).__name__}: {e}'.strip()
 
@@ -272,6 +300,8 @@ def run_grid(
 )->Grid:
     "Models x folds x losses x runs, then ensembles and a comparison; finished and unchanged reports are skipped."
     models,folds = list(models or s.ensemble.models), list(folds or _made_folds(s))
+    for m in models:
+        for l in losses: own_code(s, known_model(m), l)
     _check_same_settings(s, parameters or {})
     p = dict(root='', with_title=s.input.with_title, with_keywords=s.input.with_keywords) | dict(parameters or {})
     tasks = train_tasks(models, folds, losses, runs, **p)
