@@ -258,7 +258,7 @@ KINDS = dict(baseline='ipbes_classifier.models:TfidfModel', encoder='ipbes_class
 def write_recipe(
     model:Model,             # a fitted model
     folder:str|os.PathLike,  # its checkpoint
-    **more,                  # what else the model needs to be made again
+    **more:Any,              # what else the model needs to be made again
 )->Path:                     # folder/recipe.json
     "Write name, labels, loss and input recipe of a model."
     return write_json(Path(folder)/'recipe.json', dict(kind=model.kind, name=model.name, labels=model.labels, loss=model.loss,

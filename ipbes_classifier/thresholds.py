@@ -43,7 +43,7 @@ class Calibration:
     intercept: float  # log-odds at x=0
     scale: str        # 'logit': x is the logit of a score between 0 and 1; 'identity': x is the score
 
-    def __post_init__(self):
+    def __post_init__(self)->None:
         if not (math.isfinite(self.slope) and self.slope>=0): raise ValueError(f"a calibration rises: slope should be 0 or more; got {self.slope}")
         if not math.isfinite(self.intercept): raise ValueError(f"intercept should be a finite number; got {self.intercept}")
         if self.scale not in ('logit','identity'): raise ValueError(f"scale should be 'logit' or 'identity'; got {self.scale!r}")
