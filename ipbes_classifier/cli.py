@@ -41,13 +41,13 @@ def _number(given:str|int)->int:
 # %% ../nbs/90_cli.ipynb #1a922df1
 Overrides = Annotated[list[str]|None, typer.Argument(metavar='[KEY=VALUE]...', help='Settings, e.g. training.learning_rate=1e-4')]
 ConfigFile = Annotated[Path|None, typer.Option('--config','-c', help="A settings file laid over the project's")]
-Model = Annotated[str, typer.Option('--model','-m','--model_name', help='tfidf-logreg, tfidf-svm, tfidf-random-forest, minilm, a folder, or a hub id')]
+Model = Annotated[str, typer.Option('--model','-m','--model_name', help='tfidf-logreg, tfidf-svm, tfidf-random-forest, minilm, a folder, a hub id, or a class of your own, my_models:KnnModel')]
 Models = Annotated[list[str]|None, typer.Option('--model','-m','--model_name', help='Once per model; default: those of the configured ensemble')]
 Fold = Annotated[int, typer.Option('--fold','-f', parser=_number, metavar='INTEGER', help='Which fold to test on')]
 Folds = Annotated[list[int]|None, typer.Option('--fold','-f', parser=_number, metavar='INTEGER', help='Once per fold; default: all')]
 Run = Annotated[int, typer.Option('--run','-r', parser=_number, metavar='INTEGER', help='Repetition')]
 Runs = Annotated[list[int]|None, typer.Option('--run','-r', parser=_number, metavar='INTEGER', help='Once per repetition; default: 0')]
-Loss = Annotated[str, typer.Option('--loss','-l', help='Of an encoder: BCE or focal')]
+Loss = Annotated[str, typer.Option('--loss','-l', help='Of an encoder: BCE, focal, or one of your own, my_losses:asymmetric')]
 Losses = Annotated[list[str]|None, typer.Option('--loss','-l', help='Once per loss of the encoders; default: BCE')]
 WithTitle = Annotated[bool|None, typer.Option('--with-title/--without-title','-t','--with_title', help='Read the title; default: as configured')]
 WithKeywords = Annotated[bool|None, typer.Option('--with-keywords/--without-keywords','-k','--with_keywords', help='Read the keywords')]
@@ -264,6 +264,7 @@ def metrics(
     import json
     from ipbes_classifier.metrics import evaluate, metrics_table, plain_measures, read_predictions
     if _is_results(file): return _show_results(file)
+    _settings(None, None)  # imports the measures that the project names
     p = read_predictions(file)
     measures = evaluate(p.y, p.scores, p.preds, p.labels, p.probs)
     if as_json: return typer.echo(json.dumps(plain_measures(measures), indent=1))
