@@ -17,8 +17,9 @@ from typing import Any
 
 from filelock import Timeout
 
+from .best_settings import read_best
 from .compare import find_predictions
-from .config import Settings, find_root, load_config, model_training, project_path, resource_dir
+from .config import Settings, find_root, label_names, load_config, model_training, project_path, resource_dir
 from .files import atomic_path, file_hash, locked, obj_hash, read_json, write_json
 from .folds import fold_file, SPLITS
 from .extensions import code_hashes, short_name, use_modules
@@ -131,6 +132,12 @@ def _own_code(s:Settings, t:Task)->dict[str,str]:
     if t.report=='train': return own_code(s, t.model, t.parameters.get('loss','BCE'))
     return code_hashes(*use_modules(s.modules,s.root))
 
+# %% ../nbs/40_pipeline.ipynb #d1747563
+def _best(s:Settings, t:Task)->dict[str,Any]:
+    "What a search found for a training that asks for it: this entry of the file, not those of other models."
+    path = t.parameters.get('hp_config')
+    return asdict(read_best(path, model_name(t.model), t.loss, t.fold or 0, t.run, label_names(s))) if path else {}
+
 # %% ../nbs/40_pipeline.ipynb #7be96c89
 def task_identity(
     s:Settings,            # the project
@@ -142,9 +149,9 @@ def task_identity(
     if t.fold is not None: inputs += [project_path(s,s.paths.folds_dir)/fold_file(split,t.fold,t.run) for split in SPLITS]
     missing = [str(p) for p in inputs if not p.exists()]
     if missing: raise FileNotFoundError(f"{t.name} needs {', '.join(missing)}; `ipbes preprocess` and `ipbes folds` make them")
-    settings = {k:v for k,v in asdict(s).items() if k not in ('root','logging','api')}
+    settings = {k:v for k,v in asdict(s).items() if k not in ('root','logging','api','hpo')}
     return obj_hash(dict(task=t.name, parameters=dict(t.parameters), settings=settings, inputs=[file_hash(p) for p in inputs],
-                         report=file_hash(report_path(s,t.report)), code=_code_hash(), versions=versions(), members=sorted(members), own=_own_code(s,t),
+                         report=file_hash(report_path(s,t.report)), code=_code_hash(), versions=versions(), members=sorted(members), own=_own_code(s,t), best=_best(s,t),
                          model=model_hash(t.model,s.root), predictions=_hashes(_predictions(s,t)) if t.report=='compare' else {}))
 
 # %% ../nbs/40_pipeline.ipynb #f5f48644
@@ -243,7 +250,7 @@ def _run_in_order(s:Settings, tasks:Sequence[Task], grid:Grid, force:bool, say:C
             identities[t.name] = task_identity(s, t, [identities[u.name] for u in before])
             _run_task(s, t, grid, identities[t.name], line, force, say)
         except Exception as e:
-            grid.failed[t.name] = _last_line(e)
+            grid.failed[t.name] = _last_line(e, s, t)
             say(f'{line}: failed: {grid.failed[t.name]}')
     return grid
 
@@ -306,7 +313,7 @@ def run_grid(
     p = dict(root='', with_title=s.input.with_title, with_keywords=s.input.with_keywords) | dict(parameters or {})
     tasks = train_tasks(models, folds, losses, runs, **p)
     several = with_ensemble and len(models)>1
-    shared = {k:v for k,v in p.items() if k!='best_metric'}
+    shared = {k:v for k,v in p.items() if k not in ('best_metric','hp_config')}
     if several: tasks += ensemble_tasks(models, folds, losses, runs, **shared)
     if with_compare: tasks += compare_tasks([*models,*(['Ensemble'] if several else [])], folds, runs, experiment=experiment, **{k:v for k,v in shared.items() if not k.startswith('with_')})
     return run_tasks(s, tasks, experiment, force, say)
