@@ -46,6 +46,12 @@ class Best:
         "What names its entry."
         return best_key(self.model, self.loss, self.fold, self.run)
 
+    @property
+    def flat(self)->dict[str,Any]:
+        "Setting -> value, those of a label with its name behind a dot."
+        found = {k:v for values in self.settings.values() for k,v in values.items()}
+        return {f'{k}.{l}' if l else k:v for k,values in found.items() for l,v in (values.items() if isinstance(values,dict) else [('',values)])}
+
 # %% ../nbs/20c_best_settings.ipynb #71c921e4
 def best_key(
     model:str, # its name in file names

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['app', 'Overrides', 'ConfigFile', 'Model', 'Models', 'Fold', 'Folds', 'Run', 'Runs', 'Loss', 'Losses', 'WithTitle',
-           'WithKeywords', 'BestMetric', 'Experiment', 'Force', 'init', 'preprocess', 'folds', 'train', 'ensemble',
-           'run', 'compare', 'demo', 'metrics', 'predict', 'push', 'convert', 'config', 'info', 'main']
+           'WithKeywords', 'BestMetric', 'HpConfig', 'Experiment', 'Force', 'init', 'preprocess', 'folds', 'train',
+           'ensemble', 'hpo', 'run', 'compare', 'demo', 'metrics', 'predict', 'push', 'convert', 'config', 'info',
+           'main']
 
 # %% ../nbs/90_cli.ipynb #a060365b
 import os
@@ -52,6 +53,7 @@ Losses = Annotated[list[str]|None, typer.Option('--loss','-l', help='Once per lo
 WithTitle = Annotated[bool|None, typer.Option('--with-title/--without-title','-t','--with_title', help='Read the title; default: as configured')]
 WithKeywords = Annotated[bool|None, typer.Option('--with-keywords/--without-keywords','-k','--with_keywords', help='Read the keywords')]
 BestMetric = Annotated[str|None, typer.Option('--best-metric','-bm','--best_metric', help='Dev measure that chooses the epoch')]
+HpConfig = Annotated[Path|None, typer.Option('--hp-config','--hp_config', help='What searches found, e.g. configs/best_hpo.yaml: laid over the settings, below KEY=VALUE')]
 Experiment = Annotated[str, typer.Option('--experiment','-e', help='Folder of the executed reports below papermill_runs/')]
 Force = Annotated[bool, typer.Option('--force', help='Execute also what is done and unchanged')]
 
@@ -170,13 +172,13 @@ def _show_trained(t:'Trained')->None:
 @app.command()
 def train(
     overrides:Overrides=None, model:Model='tfidf-logreg', fold:Fold=0, run:Run=0, loss:Loss='BCE', with_title:WithTitle=None,
-    with_keywords:WithKeywords=None, best_metric:BestMetric=None, config:ConfigFile=None,
+    with_keywords:WithKeywords=None, best_metric:BestMetric=None, config:ConfigFile=None, hp_config:HpConfig=None,
     resume:Annotated[bool, typer.Option('--resume/--restart', help='Go on with an interrupted training of the same settings')]=True,
 )->None:
     "Fit one model on one fold, decide on dev, measure on test."
     from ipbes_classifier.train import train as fit
     _say_unused_loss(model, loss)
-    _show_trained(fit(model, fold, run, loss, with_title, with_keywords, best_metric, config, overrides or [], resume=resume))
+    _show_trained(fit(model, fold, run, loss, with_title, with_keywords, best_metric, config, overrides or [], resume=resume, hp_config=hp_config))
 
 # %% ../nbs/90_cli.ipynb #57040fc6
 @app.command()
@@ -191,6 +193,22 @@ def ensemble(
     typer.echo(f'{method or done.settings.ensemble.method} of {", ".join(done.model.members)}')  # type: ignore[attr-defined]
     _show_trained(done)
 
+# %% ../nbs/90_cli.ipynb #c40fa122
+@app.command()
+def hpo(
+    overrides:Overrides=None, model:Model='tfidf-logreg', fold:Fold=0, run:Run=0, loss:Loss='BCE', with_title:WithTitle=None,
+    with_keywords:WithKeywords=None, config:ConfigFile=None,
+    n_trials:Annotated[int|None, typer.Option('--n-trials','-nt','--n_trials', min=1, help='Settings to try; default: as configured')]=None,
+    hpo_metric:Annotated[str|None, typer.Option('--hpo-metric','-hpom','--hpo_metric', help='Dev measure to go by, e.g. eval_AP_weighted')]=None,
+    resume:Annotated[bool, typer.Option('--resume/--restart', help='Go on with an interrupted search of the same settings')]=True,
+)->None:
+    "Search for good settings of one model on one fold; the test records stay unseen."
+    from ipbes_classifier.hpo import save_trials_plot, search
+    found = search(model, fold, run, loss, n_trials, hpo_metric, with_title, with_keywords, config, overrides or [], resume=resume, say=typer.echo)
+    typer.echo(f'best of {len(found.trials)} trials: {found.best.metric} {found.best.value:.4f} on dev')
+    for key,value in found.best.flat.items(): typer.echo(f'  {key}: {value:.6g}' if isinstance(value,float) else f'  {key}: {value}')
+    for path in (found.file,save_trials_plot(found),found.folder): typer.echo(os.path.relpath(path))
+
 # %% ../nbs/90_cli.ipynb #2fa736c1
 def _show_grid(g:'Grid')->None:
     "What became of the tasks; failures last, exit code 1 if there are any."
@@ -204,14 +222,14 @@ def _show_grid(g:'Grid')->None:
 @app.command()
 def run(
     overrides:Overrides=None, model:Models=None, fold:Folds=None, loss:Losses=None, run:Runs=None, with_title:WithTitle=None,
-    with_keywords:WithKeywords=None, best_metric:BestMetric=None, config:ConfigFile=None, experiment:Experiment='main', force:Force=False,
+    with_keywords:WithKeywords=None, best_metric:BestMetric=None, config:ConfigFile=None, hp_config:HpConfig=None, experiment:Experiment='main', force:Force=False,
     ensemble:Annotated[bool, typer.Option('--ensemble/--no-ensemble', help='Combine the models of each fold')]=True,
     compare:Annotated[bool, typer.Option('--compare/--no-compare', help='A leaderboard at the end')]=True,
 )->None:
     "Execute models x folds x losses x runs as reports; skip what is done, go on past failures."
     from ipbes_classifier.pipeline import run_grid
     parameters = _flags(with_title=with_title, with_keywords=with_keywords, best_metric=best_metric,
-                        config=str(config.absolute()) if config else None, overrides=overrides or None)
+                        hp_config=str(hp_config.absolute()) if hp_config else None, config=str(config.absolute()) if config else None, overrides=overrides or None)
     s = _settings(config, overrides, **{'input.with_title':with_title,'input.with_keywords':with_keywords})
     _need_data(s)
     for m in model or s.ensemble.models: _say_unused_loss(m, *(loss or ()))
