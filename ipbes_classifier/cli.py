@@ -306,7 +306,7 @@ def predict(
 )->None:
     "Score records: id, title, score, decision and probability of each label, model version."
     from ipbes_classifier.screen import predict as score
-    path = score(file, model, out, progress=sys.stderr.isatty())
+    path = score(file, model, out, progress=sys.stderr.isatty(), say=lambda s: typer.echo(s, err=True))
     typer.echo(f'{_count_rows(path):,} records scored by {", ".join(map(str,model))}: {path}')
 
 # %% ../nbs/90_cli.ipynb #2b9cc771
@@ -405,7 +405,7 @@ def _short_warnings(most:int=12)->Iterator[None]:
 # %% ../nbs/90_cli.ipynb #d3f48ae2
 def _sentence(e:Exception)->str:
     "What went wrong, for a person."
-    if not isinstance(e,ModuleNotFoundError): return f'{e}{_no_project(e)}'
+    if not isinstance(e,ModuleNotFoundError): return ' '.join(f'{e}{_no_project(e)}'.split())
     extra = next((x for x,names in EXTRAS.items() if (e.name or '').split('.')[0] in names), None)
     if extra is None: raise e
     return f"this needs {e.name}: pip install 'ipbes_classifier[{extra}]'"
