@@ -115,7 +115,7 @@ def _gaps(raw, first, task, sources, asked):
     gaps = gaps.set_axis(rows[gaps.index])
     asked.counts.update(count_gaps(gaps))
     other = gaps[gaps.outcome=='other_title']
-    asked.other_title += [dict(row=f"{task['file']} row {first+i} ({df.id[i] or 'no id'})", doi=doi) for i,doi in zip(other.index.tolist(),other.doi)]
+    asked.other_title += [dict(row=f"{task['shown']} row {first+i} ({df.id[i] or 'no id'})", doi=doi) for i,doi in zip(other.index.tolist(),other.doi)]
     return gaps
 
 # %% ../nbs/12_preprocess.ipynb #23f29966
@@ -367,7 +367,7 @@ def _row_lines(parts, d, spans):
         f = np.searchsorted([s['first'] for s in spans], rows, side='right')-1
         into = [None if x<0 else int(x) for x in d['into'][rows]]
         for x in zip(f.tolist(), rows.tolist(), t['id'], d['reason'][rows].tolist(), _by(d,rows).tolist(), into, t['title']):
-            yield [spans[x[0]]['file'],x[1]-spans[x[0]]['first']+1,x[2],names[x[3]-1],*x[4:]]
+            yield [spans[x[0]]['shown'],x[1]-spans[x[0]]['first']+1,x[2],names[x[3]-1],*x[4:]]
 
 # %% ../nbs/12_preprocess.ipynb #e22543c5
 def _write_rows(lines:Iterable[list], path:Path, n_examples:int=100)->dict[str,list]:
@@ -511,12 +511,12 @@ def _settings(positives, corpus, out, labels, item_types, min_abstract_chars, ke
                 keep_title_only=keep_title_only, languages=codes)
 
 # %% ../nbs/12_preprocess.ipynb #f17a7c94
-def _inputs(positives, corpus, labels):
-    "The input files in order: libraries in the order of the labels, then corpora; all must exist."
+def _inputs(positives, corpus, labels, folder):
+    "The input files in order: libraries in the order of the labels, then corpora; all must exist. They are shown as seen from `folder`, wherever that is."
     paths = lambda x: [x] if isinstance(x,(str,os.PathLike)) else list(x)
     out = [(os.fspath(p),l) for l in labels for p in paths(positives.get(l,()))]+[(os.fspath(p),'') for p in paths(corpus)]
     if not out: raise ValueError("nothing to read: give libraries of positives, a corpus, or both")
-    return [dict(file=p, label=l, size=sum(f.stat().st_size for f in _files(p))) for p,l in out]
+    return [dict(file=p, shown=Path(os.path.relpath(p,folder)).as_posix(), label=l, size=sum(f.stat().st_size for f in _files(p))) for p,l in out]
 
 # %% ../nbs/12_preprocess.ipynb #f94d7ce3
 def _tasks(inputs, settings, folder, spans, size, bar, sources, asked):
@@ -525,7 +525,7 @@ def _tasks(inputs, settings, folder, spans, size, bar, sources, asked):
     for x in inputs:
         spans.append(dict(x, first=n))
         for raw in _raw_frames(x['file'], size):
-            task,first = settings|dict(file=x['file']),n-spans[-1]['first']+1
+            task,first = settings|dict(file=x['file'],shown=x['shown']),n-spans[-1]['first']+1
             yield raw, _gaps(raw,first,task,sources,asked), first, task, folder/f'{i:06d}.parquet'
             n,i = n+len(raw),i+1
             bar.update(len(raw))
@@ -556,7 +556,7 @@ def _file_accounts(parts, k, d, findings, spans):
         reason = np.bincount(d['reason'][rows], minlength=len(REASONS)+1).tolist()
         found = {c: n[c] for c in batches[0]['counts']}|dict(rows_sharing_title=_shared(k['title'][rows]), rows_sharing_doi=_shared(k['doi_field'][rows]),
                                         rows_sharing_found_doi=_shared(k['doi'][rows]))
-        out.append(dict(file=s['file'], role=f"positives of {s['label']}" if s['label'] else 'corpus', rows=end-s['first'], kept=reason[0],
+        out.append(dict(file=s['shown'], role=f"positives of {s['label']}" if s['label'] else 'corpus', rows=end-s['first'], kept=reason[0],
                         reasons=dict(zip(REASONS,reason[1:])), findings=found, item_types=dict(types.most_common(50)), languages=dict(langs.most_common(50))))
     return out
 
@@ -583,7 +583,7 @@ def _account(out, parts, k, d, findings, spans, label_of_row, settings):
     ids = _fetch(parts, 'id', np.array([r for c in d['conflicts'] for r in c[1:]]+[r for p in pairs for r in p[:2]], int))
     def where(row):
         s = [s for s in spans if s['first']<=row][-1]
-        return f"{s['file']} row {row-s['first']+1} ({ids[row] or 'no id'})"
+        return f"{s['shown']} row {row-s['first']+1} ({ids[row] or 'no id'})"
     conflicts = [dict(label=labels[l], says_1=where(i), says_0=where(j), into=int(d['into'][i]) if d['into'][i]>=0 else None) for l,i,j in d['conflicts']]
     doubtful = [dict(row=where(i), stands_for_it=where(j), title_words_in_common=round(x,2), into=int(d['into'][i])) for i,j,x in pairs]
     zero = [np.unique(d['group'][k['said'][:,l]==0]) for l in range(len(labels))]
@@ -615,7 +615,7 @@ def preprocess(
     """
     out = Path(out)
     settings = _settings(positives, corpus, out, labels, item_types, min_abstract_chars, keep_title_only, languages)
-    inputs = _inputs(positives, corpus, settings['labels'])
+    inputs = _inputs(positives, corpus, settings['labels'], out.parent)
     if workers is None: workers = _cores() if sum(x['size'] for x in inputs)>50e6 else 1
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix='.preprocess-') as tmp:
