@@ -355,7 +355,7 @@ def _raw_frames(path, size):
     "Frames of a file as it stands, and the name of the file that each came from."
     for f in _files(path):
         try:
-            for df in _READERS[f.suffix.lower()](f, size): yield df
+            yield from _READERS[f.suffix.lower()](f, size)
         except UnicodeDecodeError as e: raise _wrong_encoding(f) from e
 
 # %% ../nbs/10_records.ipynb #35230c4e

@@ -71,7 +71,7 @@ def test_predict_reads_a_zotero_export(project):
 def test_a_tag_in_a_library_never_reaches_a_model(project, tmp_path):
     library = next((project/'raw').glob('zotero_*.csv'))
     raw = pd.read_csv(library, dtype=str, keep_default_na=False)
-    raw.assign(**{c:'IAS Chapter 4; cited' for c in ('Manual Tags','Notes','Date Added','File Attachments','Automatic Tags')}).to_csv(tmp_path/'tagged.csv', index=False)
+    raw.assign(**dict.fromkeys(('Manual Tags','Notes','Date Added','File Attachments','Automatic Tags'), 'IAS Chapter 4; cited')).to_csv(tmp_path/'tagged.csv', index=False)
     model = project/'results/final_model/best_model_cross_val_logloss_tfidf-logreg_fold-0'
     for name,path in (('a',library),('b',tmp_path/'tagged.csv')): ipbes('predict', path, '-m', model, '-o', tmp_path/f'{name}.csv', cwd=project)
     assert (tmp_path/'a.csv').read_bytes()==(tmp_path/'b.csv').read_bytes()

@@ -91,5 +91,5 @@ def test_short_rows_end_in_empty_fields(tmp_path):
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
     write_records(pd.DataFrame(dict(title=['old'])), tmp_path/'a.csv')
-    with pytest.raises(Exception): write_records(pd.DataFrame(dict(title=[object()])), tmp_path/'a.csv')
+    with pytest.raises(ValueError, match="cannot be written"): write_records(pd.DataFrame(dict(title=[object()])), tmp_path/'a.csv')
     assert read_records(tmp_path/'a.csv').title.tolist()==['old'] and len(list(tmp_path.iterdir()))==1
