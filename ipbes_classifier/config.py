@@ -21,7 +21,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from .renamed import ENVIRONMENTS, OldSetting, new_key, rename_keys, shell_variables
+from .renamed import ENVIRONMENTS, SECTIONS, OldSetting, new_key, rename_keys, shell_variables
 
 from .extensions import use_modules
 
@@ -282,7 +282,7 @@ def _merge(base:DictConfig, layer:DictConfig, lines:dict[str,int], where:str)->D
     layer = OmegaConf.create(renamed)
     def place(key): return f"{where}, line {lines[key]}" if key in lines else where
     for key in lines:
-        if not _is_known(key): raise _unknown_key(key, place(key))
+        if not _is_known(key) and key not in SECTIONS: raise _unknown_key(key, place(key))
     try: return cast(DictConfig, OmegaConf.merge(_outrank(base,layer), layer))
     except OmegaConfBaseException as e:
         key = str(e.full_key or '')

@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 def _read_bin(path:Path)->dict[str,'Tensor']:
     "The tensors of a pickled state dict; `ValueError` if it holds anything else."
     import torch
+    path.open('rb').close()
     try: state = torch.load(path, map_location='cpu', weights_only=True)
-    except OSError: raise
     except Exception: raise ValueError(f"{path} is refused: it is damaged, or holds more than tensors, and a pickle can run any program") from None
     bad = [] if isinstance(state,dict) else ['the whole']
     bad = bad or [k for k,v in state.items() if not isinstance(v,torch.Tensor)]
@@ -126,10 +126,10 @@ def _name_and_loss(folder:Path)->tuple[str,str]:
     return (m['model'],m['loss']) if m else (folder.name,'BCE')
 
 # %% ../nbs/28_convert.ipynb #508d9adc
-def _card(name:str, loss:str, labels:Sequence[str], recipe:Input, thresholds:dict[str,float], told:str, base:str)->str:
+def _card(name:str, loss:str, labels:Sequence[str], recipe:Input, thresholds:dict[str,float], told:str, base:str, licence:str)->str:
     "README.md of a converted checkpoint."
     fields = ' and '.join(['title']*recipe.with_title+['keywords']*recipe.with_keywords+['abstract'])
-    return '\n'.join(['---','library_name: transformers','pipeline_tag: text-classification','---','',f'# {name}, converted from IPBES-Classifier','',
+    return '\n'.join(['---',f'license: {licence}','library_name: transformers','pipeline_tag: text-classification','---','',f'# {name}, converted from IPBES-Classifier','',
         f'Multi-label classifier of publications, fine-tuned elsewhere{f" from {base}" if base else ""} with the loss {loss}. It reads {fields} as '
         f'{"a pair" if recipe.encoding=="pair" else "one text"} of at most {recipe.max_length} tokens.','',
         '| label | threshold |','|---|---|',*[f'| {l} | {thresholds[l]:.4f} |' for l in labels],'',f'Thresholds: {told}. The labels are named in the order of the outputs.','',
@@ -159,7 +159,7 @@ def convert_checkpoint(
     with _kept(folder, not out) as keep, atomic_dir(target) as tmp:
         encoder.save(tmp)
         write_decisions(tmp, thresholds, calibrations)
-        write_text(tmp/'README.md', _card(encoder.name, encoder.loss, names, encoder.recipe, thresholds, told, base if base.count('/')==1 and base[0] not in './' else ''))
+        write_text(tmp/'README.md', _card(encoder.name, encoder.loss, names, encoder.recipe, thresholds, told, base if base.count('/')==1 and base[0] not in './' else '', s.card.licence))
         write_provenance(tmp, s, [p for p in sorted(folder.iterdir()) if p.suffix in ('.bin','.safetensors')], converted_from=folder.name)
         keep()
     return target,told
@@ -312,7 +312,7 @@ def _checkpoints(s:Settings, labels:Sequence[str]|None, with_title:bool)->list[C
     decided = _predictions_of(s, folders)
     def one(f:Path)->str:
         _,told = convert_checkpoint(f, labels, with_title=with_title, predictions=decided.get(f), settings=s)
-        return f"converted, outputs {', '.join(labels or label_names(s))}; thresholds: {told}; as it was: {_before(f).name}"
+        return f"converted, outputs {', '.join(read_json(f/'recipe.json')['labels'])}; thresholds: {told}; as it was: {_before(f).name}"
     return [_say(f, lambda f=f: one(f)) for f in folders]  # type: ignore[misc]
 
 # %% ../nbs/28_convert.ipynb #b48baf62

@@ -385,7 +385,9 @@ def read_fold(
 )->Fold:                                   # checked
     "Read and check a fold. `FileNotFoundError` for a missing file, `ValueError` for any rule of `check_fold` that it breaks."
     f = Fold(fold, run, *(_read_rows(Path(folder)/fold_file(s,fold,run)) for s in SPLITS))
-    if allow_unclustered and not (Path(folder)/CLUSTERS).is_file(): return check_fold(f, n_rows=n_rows)
+    if not (Path(folder)/CLUSTERS).is_file():
+        check_fold(f, n_rows=n_rows)
+        if allow_unclustered: return f
     clusters,_ = read_clusters(folder, data_path)
     return check_fold(f, clusters, n_rows)
 
