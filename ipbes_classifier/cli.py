@@ -390,12 +390,13 @@ def _no_project(e:Exception)->str:
 # %% ../nbs/90_cli.ipynb #88309a10
 @contextmanager
 def _short_warnings(most:int=12)->Iterator[None]:
-    "Show warnings of this package as one line on stderr, `most` at most; others as Python does."
+    "Show warnings of this package as one line on stderr, at most `most` of old settings; others as Python does."
+    from ipbes_classifier.renamed import OldSetting
     here,usual,seen = str(Path(__file__).parent),warnings.showwarning,[0]
     def show(message:Warning|str, category:type[Warning], filename:str, lineno:int, file:TextIO|None=None, line:str|None=None)->None:
         if not (issubclass(category,UserWarning) and filename.startswith(here)): return usual(message, category, filename, lineno, file, line)
-        seen[0] += 1
-        if seen[0]<=most: typer.echo(f'ipbes: {message}', err=True)
+        seen[0] += issubclass(category,OldSetting)
+        if seen[0]<=most or not issubclass(category,OldSetting): typer.echo(f'ipbes: {message}', err=True)
     warnings.showwarning = show
     try: yield
     finally:
