@@ -233,7 +233,7 @@ def test_unpacked_wheel_finds_its_own_files(wheel, tmp_path):
 def newcomer(wheel, tmp_path_factory):
     "A virtual environment with the wheel and the extras of the demo, from the package index, and an empty folder; a function that runs a program of it."
     folder = tmp_path_factory.mktemp('newcomer')
-    def run(program, *args, cwd=folder, timeout=1500):
+    def run(program, *args, cwd=folder, timeout=3000):
         left = {k:v for k,v in os.environ.items() if not k.startswith(('PYTHON','PYTEST','IPBES','COVERAGE'))}
         return subprocess.run([str(folder/'venv'/'bin'/program),*map(str,args)], cwd=cwd, env=left|dict(HF_HUB_OFFLINE='1', MPLBACKEND='Agg'),
                               capture_output=True, text=True, timeout=timeout, stdin=subprocess.DEVNULL, check=False)
