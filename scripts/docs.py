@@ -71,7 +71,7 @@ def targets(root:Path)->dict[str,str]:
 def files(root:Path)->dict[str,str]:
     "Files of the tree that prose links to, and where the site has them; the last part of a path is enough."
     known = {p.name:address(p) for p in pages(root)}
-    return known|{'index.ipynb':'index.md', 'README.md':'index.md', 'CONTRIBUTING.md':'contributing.md', 'CHANGELOG.md':'changelog.md', 'sample':'reports/index.md'}
+    return known|{'index.ipynb':'index.md', 'README.md':'index.md', 'CONTRIBUTING.md':'contributing.md', 'CHANGELOG.md':'changelog.md', 'sample':'reports/index.md', 'examples':'howto/examples.md'}
 
 
 def up(here:str)->str:
@@ -79,8 +79,15 @@ def up(here:str)->str:
     return '../'*here.count('/')
 
 
+def formulas(text:str)->str:
+    "A line of Markdown whose TeX formulas are MathML, which browsers draw by themselves; code is left alone."
+    from latex2mathml.converter import convert
+    parts = re.split(r'(`[^`]*`)', text)
+    return ''.join(p if p.startswith('`') else re.sub(r'\$([^$\n]+)\$', lambda m: convert(m[1]), p) for p in parts)
+
+
 def relink(text:str, here:str, root:Path)->str:
-    "Markdown whose links lead to the site's own files, and in which a page's or function's name in backticks is a link."
+    "Markdown whose links lead to the site's own files, whose formulas are MathML, and in which a page's or function's name in backticks is a link."
     names,tree = targets(root),files(root)
     def name(m:re.Match)->str: return f'[`{m[1]}`]({up(here)}{names[m[1]]})' if m[1] in names else m[0]
     def link(m:re.Match)->str:
@@ -94,7 +101,7 @@ def relink(text:str, here:str, root:Path)->str:
         edge = l.lstrip().startswith(('```','~~~'))
         if edge: fenced = not fenced
         if not fenced and not edge:
-            l = re.sub(r'\]\(([^()\s]+)\)', link, l)
+            l = formulas(re.sub(r'\]\(([^()\s]+)\)', link, l))
             if not l.startswith('#'): l = re.sub(r'(?<![\[`])`([\w.]+)`(?![\]`])', name, l)
         lines.append(l)
     return '\n'.join(lines)
@@ -197,6 +204,12 @@ def reports(site:Path, root:Path)->str:
             '`ipbes demo` made on its **synthetic** sample: their figures say that things work, not how well a model finds real papers.\n\n'+'\n'.join(rows))
 
 
+def examples(root:Path)->str:
+    "The files that a user could have written, whole."
+    parts = [f'## {p.name}\n\n'+fence(p.read_text(encoding='utf-8'), 'python') for p in sorted((root/'examples').glob('*.py'))]
+    return '# Examples\n\nFiles to copy to the root of a project, next to `configs/`, and to change there.\n\n'+'\n\n'.join(parts)
+
+
 def gather(site:Path, root:Path=ROOT)->list:
     "Write the site's Markdown below `site`; its navigation."
     def put(here:str, text:str)->str:
@@ -206,12 +219,12 @@ def gather(site:Path, root:Path=ROOT)->list:
     shutil.rmtree(site, ignore_errors=True)
     shutil.copytree(root/'docs', site)
     shutil.copytree(root/'nbs'/'images', site/'images')
-    put('index.md', notebook(root/'nbs'/'index.ipynb', 'index.md', site, root))
+    put('index.md', '---\nhide: [navigation]\n---\n\n'+notebook(root/'nbs'/'index.ipynb', 'index.md', site, root))
     done = {p:put(address(p), notebook(p, address(p), site, root)) for p in pages(root)}
     read = [{title:[a for p,a in done.items() if not is_howto(p) and p.name[0]==n]} for n,title in PARTS.items()]
     ref = [put(f'reference/{m.stem}.md', reference(m, f'reference/{m.stem}.md', root)) for m in modules(root)]
     more = [put(f'{n.lower()}.md', relink((root/f'{n}.md').read_text(encoding='utf-8'), f'{n.lower()}.md', root)) for n in ('CONTRIBUTING','CHANGELOG')]
-    return [{'Start':'index.md'}, {'How to':[a for p,a in done.items() if is_howto(p)]}, {'Pages':[o for o in read if next(iter(o.values()))]},
+    return [{'Start':'index.md'}, {'How to':[*(a for p,a in done.items() if is_howto(p)),put('howto/examples.md', examples(root))]}, {'Pages':[o for o in read if next(iter(o.values()))]},
             {'Reference':[{'Command line':put('reference/commands.md', commands(root))},{'Modules':ref}]},
             {'Reports':put('reports/index.md', reports(site, root))}, {'Project':more}]
 

@@ -1,9 +1,11 @@
 """Render README.md from nbs/index.ipynb; with --check, exit 1 and show a diff if README.md is not what it would be.
 
-Cells whose first line is `#| hide` disappear, other `#|` lines are stripped, outputs are kept as text. Images stand in nbs/images.
+Cells whose first line is `#| hide` disappear, other `#|` lines are stripped, outputs are kept as text. A link to a file is relative to the
+notebook, so that it works in JupyterLab; here it becomes relative to the root.
 """
 import argparse
 import difflib
+import posixpath
 import re
 import sys
 from pathlib import Path
@@ -13,7 +15,7 @@ from nbconvert.exporters import MarkdownExporter
 from traitlets.config import Config
 
 ROOT = Path(__file__).resolve().parent.parent
-IMAGE = re.compile(r'''(\]\(|\bsrc=["'])(?:\./)?images/''')
+LINK = re.compile(r'(?<=\]\()(?!#|\w+:)[^()\s]+')
 
 
 def shown(cell):
@@ -24,7 +26,7 @@ def shown(cell):
 
 def prepared(cell):
     "A cell as a reader of README.md sees it: no directives, outputs as text, images found from the root."
-    if cell.cell_type=='markdown': cell.source = IMAGE.sub(r'\1nbs/images/', cell.source)
+    if cell.cell_type=='markdown': cell.source = LINK.sub(lambda m: posixpath.normpath(f'nbs/{m[0]}'), cell.source)
     if cell.cell_type!='code': return cell
     cell.source = '\n'.join(l for l in cell.source.splitlines() if not l.startswith('#|')).strip()
     for o in cell.outputs:
