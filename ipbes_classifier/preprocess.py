@@ -628,6 +628,6 @@ def preprocess(
             for t in _result_tables(parts, d, settings['labels'], _filled(parts,d)): w.write_table(t)
         account.path,account.filled = os.fspath(out.with_name(f'{out.stem}_account.json')),_filled_account(sources,asked)
         examples = _write_rows(_row_lines(parts,d,spans), Path(account.path).with_suffix('.csv'))
-    write_json(account.path, {k: v for k,v in asdict(account).items() if k!='path'})
+    write_json(account.path, {k: v for k,v in asdict(account).items() if k!='path'}|dict(out=out.name))
     write_text(Path(account.path).with_suffix('.html'), _page_html(account, examples))
     return account
