@@ -12,6 +12,7 @@ import difflib
 import os
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass
 from importlib import resources
 from pathlib import Path
@@ -259,16 +260,28 @@ def _unknown_key(key:str, where:str)->ValueError:
     best = next((k for k in sorted(KNOWN) if same_name and k.split('.')[-1]==same_name[0] and '.' not in key), near[0])
     return ValueError(f"{where}: unknown key `{given}`; nearest known: `{best}`")
 
+# %% ../nbs/00_config.ipynb #4cb7e3a0
+@contextmanager
+def _errors_in(where:str)->Iterator[None]:
+    "Turn any error over odd content into a `ValueError` that begins with where it stands."
+    try: yield
+    except (ImportError,OSError): raise
+    except Exception as e:
+        if isinstance(e,ValueError) and not isinstance(e,(OmegaConfBaseException,UnicodeError)): raise
+        name = getattr(e,'full_key',None)
+        key = f" `{name}`:" if name else ''
+        raise ValueError(f"{where}:{key} {' '.join(str(e).split())[:300] or type(e).__name__}") from e
+
 # %% ../nbs/00_config.ipynb #d63f0dc9
 def _read_yaml(path:Path)->tuple[DictConfig,dict[str,int]]:
     "A YAML mapping and the line of each key; `ValueError` names the file and line of a syntax error."
     try:
         text = shell_variables(path.read_text(encoding='utf-8'))
-        conf,lines = OmegaConf.create(text or '{}'), dict(_key_lines(yaml.compose(text, yaml.SafeLoader)))
+        node = yaml.compose(text, yaml.SafeLoader) or yaml.MappingNode('', [])
+        if not isinstance(node, yaml.MappingNode): raise ValueError(f"{path}: should hold `key: value` lines, found {' '.join(text.split())[:40]!r}")
+        return cast(DictConfig, OmegaConf.create(text if node.value else '{}')), dict(_key_lines(node))
     except UnicodeDecodeError as e: raise ValueError(f"{path}: not UTF-8 at byte {e.start}") from e
-    except (yaml.YAMLError,OmegaConfBaseException) as e: raise ValueError(f"{path}: not valid YAML: {e}") from e
-    if not isinstance(conf, DictConfig): raise ValueError(f"{path}: should hold `key: value` lines, found a {type(conf).__name__}")
-    return conf,lines
+    except (yaml.YAMLError,OmegaConfBaseException,RecursionError) as e: raise ValueError(f"{path}: not valid YAML: {' '.join(str(e).split())}") from e
 
 # %% ../nbs/00_config.ipynb #46561e51
 def _plain(conf:DictConfig)->dict[str,Any]:
@@ -280,6 +293,7 @@ def _merge(base:DictConfig, layer:DictConfig, lines:dict[str,int], where:str)->D
     names = [str(l.name) for l in base.labels]
     renamed,lines = rename_keys(_plain(layer), lines, where, _is_known, names)
     layer = OmegaConf.create(renamed)
+    _check_sections(layer, where)
     def place(key): return f"{where}, line {lines[key]}" if key in lines else where
     for key in lines:
         if not _is_known(key) and key not in SECTIONS: raise _unknown_key(key, place(key))
@@ -327,6 +341,14 @@ def _override(conf:DictConfig, item:str)->DictConfig:
     except (OmegaConfBaseException,yaml.YAMLError) as e:
         raise ValueError(f"command line: `{key}`: {str(e).splitlines()[0]}") from e
 
+# %% ../nbs/00_config.ipynb #d3834d95
+def _check_sections(layer:DictConfig, where:str)->None:
+    "Refuse a value where a section should be."
+    for f in fields(Settings):
+        if not (is_dataclass(f.type) or str(f.type).startswith('dict')) or f.name not in layer: continue
+        if not isinstance(value := _plain(layer)[f.name], dict):
+            raise ValueError(f"{where}: `{f.name}` is {str(value)[:40]!r}; should be a section of `key: value` lines, or left out")
+
 # %% ../nbs/00_config.ipynb #9cdd86c2
 def load_config(
     config:str|os.PathLike|None=None, # a further file, laid over the project's
@@ -343,11 +365,14 @@ def load_config(
     configs = root/'configs' if (root/'configs').is_dir() else resource_dir('configs')
     conf = OmegaConf.structured(Settings)
     names = ['config.yaml','hpo.yaml','train.yaml','ensemble.yaml']
-    for p in [configs/n for n in names if (configs/n).exists()]: conf = _merge(conf, *_read_yaml(p), str(p))
+    for p in [configs/n for n in names if (configs/n).exists()]:
+        with _errors_in(str(p)): conf = _merge(conf, *_read_yaml(p), str(p))
     if layer := _environment(configs, os.environ.get('IPBES_ENV') if env is None else env): conf = _merge(conf, *layer)
-    if config is not None: conf = _merge(conf, *_read_yaml(_existing(config)), str(config))
-    for item in overrides: conf = _override(conf, item)
-    s = check_settings(_to_settings(conf, root))
+    if config is not None:
+        with _errors_in(str(config)): conf = _merge(conf, *_read_yaml(_existing(config)), str(config))
+    for item in overrides:
+        with _errors_in(f'command line: {item[:60]}'): conf = _override(conf, item)
+    with _errors_in('configuration'): s = check_settings(_to_settings(conf, root))
     use_modules(s.modules, root)
     return s
 
@@ -437,7 +462,10 @@ def model_training(
 )->Training:    # training settings for it
     "The training settings with what `models:` says for this model laid over them, by its last part and by its whole name."
     layer:dict[str,Any] = {}
-    for name in dict.fromkeys([model.rstrip('/').split('/')[-1], model]): layer |= s.models.get(name) or {}
+    for name in dict.fromkeys([model.rstrip('/').split('/')[-1], model]):
+        own = s.models.get(name) or {}
+        if not isinstance(own,dict): raise ValueError(f"configuration: `models.{name}` is {str(own)[:40]!r}; should be a section of `key: value` lines")
+        layer |= own
     for key in layer:
         if not _is_known(f'training.{key}'): raise _unknown_key(f'models.{model}.{key}', 'configuration')
     try: return cast(Training, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Training), OmegaConf.structured(s.training), layer)))
