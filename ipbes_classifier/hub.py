@@ -25,9 +25,10 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 # %% ../nbs/29_hub.ipynb #cd55ac26
-CHECKPOINT_FILES = ('README.md','LICENSE*','recipe.json','thresholds.json','calibration.json','predictions.json','provenance.json','config.json',
-                    'generation_config.json','*.safetensors','*.safetensors.index.json','model.skops','vocabulary.txt','tokenizer*','vocab.*',
-                    'merges.txt','special_tokens_map.json','added_tokens.json','spiece.model','sentencepiece*.model')  # what a checkpoint consists of
+CHECKPOINT_FILES = ('README.md','LICENSE','LICENSE.*','recipe.json','thresholds.json','calibration.json','predictions.json','provenance.json',
+                    'config.json','generation_config.json','*.safetensors','*.safetensors.index.json','model.skops','vocabulary.txt',
+                    'tokenizer.json','tokenizer_config.json','tokenizer.model','vocab.txt','vocab.json','merges.txt','special_tokens_map.json',
+                    'added_tokens.json','spiece.model','sentencepiece*.model')  # what a checkpoint consists of
 
 # %% ../nbs/29_hub.ipynb #9804bfe2
 def checkpoint_files(
@@ -217,7 +218,7 @@ def push(
 def _connection(api:'HfApi|None', token:str|None)->tuple['HfApi',str|None]:
     "A connection that can write, and its token."
     from huggingface_hub import HfApi, get_token
-    token = token or (api.token if api else get_token())
+    token = (token or (api.token if api else get_token()) or '').strip()
     if not token: raise ValueError("no token for the hub: set HF_TOKEN, or `hf auth login`; https://huggingface.co/settings/tokens makes one that may write")
     return api or HfApi(token=token),token
 
