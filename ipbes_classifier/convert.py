@@ -221,6 +221,14 @@ def convert_settings(
         write_text(p, yaml.safe_dump(new, sort_keys=False, allow_unicode=True))
     return {p:n for p,(_,n) in files.items()}
 
+# %% ../nbs/28_convert.ipynb #6d33c38d
+def _old_search(root:Path)->list[Path]:
+    "The best_hpo.yaml of IPBES-Classifier, if there is one: one search without a key."
+    path = root/'configs/best_hpo.yaml'
+    if not path.exists(): return []
+    found = yaml.safe_load(path.read_text(encoding='utf-8'))
+    return [path] if isinstance(found,dict) and 'loss_type' in found and not _before(path).exists() else []
+
 # %% ../nbs/28_convert.ipynb #d91b4dd9
 def old_folds(
     s:Settings, # where folds and data set stand
@@ -327,6 +335,7 @@ def convert_project(
         warnings.simplefilter('ignore', OldSetting)
         s = load_config(root=root, env='')
     done = [Converted(p, f'{n} old keys, rewritten; as it was: {_before(p).name}') for p,n in convert_settings(root,label_names(s)).items() if n]
+    for p in _old_search(root): done.append(Converted(p, f'one search on overlapping folds; now {p.rename(_before(p)).name}'))
     dataset,folds = project_path(s,s.paths.dataset),project_path(s,s.paths.folds_dir)
     if dataset.exists(): done.append(_say(dataset, lambda: _about_data(s)))
     if dataset.exists() and any(folds.glob('test*_run-*.csv')): done.append(_say(folds, lambda: _about_folds(s)))

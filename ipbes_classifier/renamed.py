@@ -134,7 +134,7 @@ def rename_keys(
     said:set[str] = set()
     labels = [str(n) for n in (layer.get('datasets') or {}).get('label_names',labels)] if isinstance(layer.get('datasets'),Mapping) else labels
     for path,value,told in _translated(layer, is_known, labels, lambda p: _place(where,lines,p)):
-        if told and told[1] not in said: warnings.warn(f'{_place(where,lines,told[0])}: {told[1]}', OldSetting, stacklevel=3)
+        if told and told[1] not in said: warnings.warn(f'{_place(where,lines,_named(told))}: {told[1]}', OldSetting, stacklevel=3)
         said.add(told[1] if told else '')
         if not path: continue
         key,line = '.'.join(path), lines.get('.'.join(told[0] if told else path),0)
@@ -143,6 +143,11 @@ def rename_keys(
         for i in range(len(path)): at.setdefault('.'.join(path[:i+1]), lines.get('.'.join(path[:i+1]),line))
         at[key] = line
     return new,at
+
+# %% ../nbs/00a_renamed.ipynb #9aeefd4f
+def _named(told:tuple[tuple[str,...],str])->tuple[str,...]:
+    "The keys that lead to what is told of: a value, or a section around it."
+    return told[0][:told[1].split('`')[1].count('.')+1]
 
 # %% ../nbs/00a_renamed.ipynb #c7d62b39
 def _place(where:str, lines:Mapping[str,int], path:Sequence[str])->str:
