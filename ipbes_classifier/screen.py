@@ -126,7 +126,7 @@ def predict(
         n,notes = 0,Counter[str]()
         for records in iter_records(path, batch_size):
             table = screener.score(_numbered(records,n))
-            table.insert(1, 'title', clean_texts(records['title'],title=True))
+            table.insert(1, 'title', clean_texts(records['title'].tolist(),title=True))
             write.send(table)
             notes.update(table.note)
             n += len(records)

@@ -28,7 +28,7 @@ from .folds import Fold, read_fold
 from .metrics import evaluate
 from .losses import find_loss
 from .memory import explain_memory
-from .models import MODELS, Model, find_model, is_own, known_model, label_matrix, loss_of, make_model, model_hash
+from .models import Model, find_model, is_own, known_model, label_matrix, loss_of, make_model, model_hash
 from .models import model_name as model_name_of
 from .provenance import device_name, seed_everything, timed, versions, write_provenance
 from .records import check_dataset, read_records
