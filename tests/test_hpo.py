@@ -1,0 +1,231 @@
+"What the page on searches cannot show: repeated and killed searches, failing trials, poisoned test rows, the commands."
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+pytest.importorskip('ray')
+pytest.importorskip('hyperopt')
+
+from ipbes_classifier.best_settings import Best, read_searches, write_best
+from ipbes_classifier.cli import main
+from ipbes_classifier.config import load_config, project_path
+from ipbes_classifier.folds import make_folds, read_fold, write_folds
+from ipbes_classifier.hpo import ray_session, search
+from ipbes_classifier.results import read_results
+
+CONFIG = '''
+labels: [{name: A}, {name: B}]
+logging: {progress: false, tensorboard: false}
+input: {max_length: 24}
+hpo: {n_trials: 4, scheduler: {reduction_factor: 2}}
+models: {minilm: {num_train_epochs: 3, per_device_train_batch_size: 8, gradient_accumulation_steps: 1, early_stopping_patience: 0, precision: float32}}
+'''
+
+
+def project(root, poison=False, n=80):
+    "Three topics in few words, two labels, two folds; with `poison`, texts and labels of the test rows of fold 0 are nonsense."
+    (root/'configs').mkdir(parents=True)
+    (root/'configs/config.yaml').write_text(CONFIG)
+    s = load_config(root=root, env='')
+    rng = np.random.default_rng(0)
+    words = np.array(['ants','islands','forest','values','galaxy','dust','spread','survey','river','people'])
+    texts = [' '.join(rng.choice(words, 12, p=np.where(np.arange(10)//2==i%3, 2, 1)/12)) for i in range(n)]
+    data = pd.DataFrame(dict(id=[f'r{i}' for i in range(n)], doi='', title='a record', abstract=texts, year=2020, keywords=''))
+    data['A'],data['B'] = (np.arange(n)%3==0).astype(int),(np.arange(n)%3==1).astype(int)
+    folds = make_folds(data[['A','B']].to_numpy(), np.arange(n), n_folds=2, dev_size=.3)
+    if poison:
+        data.loc[folds[0].test,'abstract'] = 'poison '+data.abstract[folds[0].test]
+        data.loc[folds[0].test,['A','B']] = 1-data.loc[folds[0].test,['A','B']]
+    path = project_path(s, s.paths.dataset)
+    path.parent.mkdir(parents=True)
+    data.to_csv(path, index=False)
+    write_folds(folds, root/'data/folds', np.arange(n), path)
+    return s
+
+
+def told(found): return found.trials.drop(columns='seconds')
+
+
+@pytest.fixture(scope='module')
+def small(tmp_path_factory):
+    "A project, and Ray for all tests of this module that run in this process."
+    s = project(tmp_path_factory.mktemp('hpo')/'p')
+    with ray_session(s): yield s
+
+
+@pytest.fixture(scope='module')
+def found(small): return search('tfidf-logreg', settings=small, say=str)
+
+
+def test_same_seed_same_trials_and_test_rows_are_never_read(small, found, tmp_path):
+    poisoned = project(tmp_path/'q', poison=True)
+    assert project_path(poisoned,poisoned.paths.dataset).read_text().count('poison')==len(read_fold(tmp_path/'q/data/folds',0).test)>0
+    other = search('tfidf-logreg', settings=poisoned, say=str)
+    pd.testing.assert_frame_equal(told(other), told(found))
+    assert other.best.settings==found.best.settings and other.folder.name!=found.folder.name
+    assert not [p for p in other.folder.rglob('*') if p.is_file() and b'poison' in p.read_bytes()]
+
+
+def test_another_seed_tries_something_else(small, found):
+    other = search('tfidf-logreg', settings=replace(small,seed=1), say=str)
+    assert told(other).iloc[0].equals(told(found).iloc[0]), 'the first trial is the configuration'
+    assert not told(other).iloc[1:].equals(told(found).iloc[1:])
+
+
+def test_a_failing_trial_costs_one_trial(small):
+    "Without titles, no word stands in all texts: a vocabulary of words that do is empty."
+    s = replace(small, input=replace(small.input,with_title=False), hpo=replace(small.hpo, n_trials=3, space=dict(baseline=dict(min_df='choice(2, 1000)'))))
+    lines = []
+    found = search('tfidf-logreg', settings=s, say=lines.append)
+    assert set(found.trials.status)=={'done','failed'} and len(lines)==3
+    assert found.best.settings==dict(baseline=dict(min_df=2))
+    assert all('no terms remain' in e for e in found.trials.error[found.trials.status=='failed'])
+    assert sum('failed' in line for line in lines)==(found.trials.status=='failed').sum()
+    alone = replace(s, hpo=replace(s.hpo, n_trials=1, space=dict(baseline=dict(min_df='choice(900, 1000)'))))
+    with pytest.raises(ValueError, match='all 1 trials failed; .*no terms remain'): search('tfidf-logreg', settings=alone, say=str)
+
+
+def test_trials_keep_no_weights_and_write_tensorboard_events(found):
+    names = {p.name.split('.')[0] for p in found.folder.rglob('trial-*/*')}
+    assert 'events' in names and names<={'events','params','progress','result'}
+    assert sum(p.stat().st_size for p in found.folder.rglob('*') if p.is_file())<2e6
+
+
+def test_entries_of_other_models_stay(small, found):
+    other = search('tfidf-svm', settings=small, n_trials=1, say=str)
+    assert other.file==found.file and set(read_searches(found.file))>={found.plan.key,other.plan.key}
+
+
+def ipbes(root, *args, **env):
+    return subprocess.run([sys.executable,'-c','from ipbes_classifier.cli import main; main()',*args], cwd=root, capture_output=True, text=True,
+                          timeout=600, env=os.environ|dict(OMP_NUM_THREADS='1', COLUMNS='200')|env)
+
+
+def fails(monkeypatch, capsys, root, *args):
+    "The sentence with which a command ends."
+    monkeypatch.chdir(root)
+    monkeypatch.setattr(sys, 'argv', ['ipbes',*args])
+    with pytest.raises(SystemExit) as e: main()
+    assert e.value.code
+    return ' '.join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize('args,message', [
+    (['--n_trials','0'], 'greater than or equal to 1'),
+    (['--hpo_metric','eval_AP_weigthed'], 'nearest: eval_AP_weighted'),
+    (['hpo.space={baseline: {C: "normal(0, 1)"}}'], 'would be right'),
+    (['hpo.space={baseline: {c: 1}}'], '`hpo.space.baseline.c` is no setting'),
+    (['hpo.scheduler.type=pbt'], 'one of asha, none'),
+    (['-f','9'], 'test9_run-0.csv'),
+])
+def test_a_mistake_is_one_sentence_before_the_first_trial(small, found, monkeypatch, capsys, args, message):
+    before = sorted(found.folder.parent.iterdir())
+    assert message in fails(monkeypatch, capsys, small.root, 'hpo', *args)
+    assert sorted(found.folder.parent.iterdir())==before
+
+
+@pytest.mark.parametrize('text,message', [
+    ('', 'has no entry tfidf-logreg__logloss__fold-0__run-0'),
+    ('a: [', 'not valid YAML'),
+    ('tfidf-logreg__logloss__fold-0__run-0: {model: tfidf-logreg, loss: logloss, fold: 0, run: 0, metric: eval_AP_macro, settings: {baseline: {c: 1}}}',
+     '`baseline.c` is no setting'),
+])
+def test_a_wrong_hp_config_is_one_sentence(small, tmp_path, monkeypatch, capsys, text, message):
+    (tmp_path/'best.yaml').write_text(text)
+    assert message in fails(monkeypatch, capsys, small.root, 'train', '--hp_config', str(tmp_path/'best.yaml'))
+
+
+@pytest.mark.parametrize('error,times', [('The current node timed out during startup.',3), ('The requested object store memory size is greater than the memory.',1)])
+def test_ray_is_given_three_chances_on_a_busy_machine(monkeypatch, error, times):
+    import ray
+    tried = []
+    def init(**options):
+        tried.append(options['_temp_dir'])
+        raise RuntimeError(error)
+    for name,f in (('is_initialized',lambda: False),('init',init),('shutdown',lambda: None)): monkeypatch.setattr(ray, name, f)
+    with pytest.raises(OSError, match=f'Ray does not start: {error}'):
+        with ray_session(load_config(env='')): pass
+    assert len(tried)==times and [os.path.exists(p) for p in tried]==[False]*(times-1)+[True], 'the logs of the last one are kept'
+    os.rmdir(tried[-1])
+
+
+@pytest.mark.long
+def test_commands_search_train_and_report(tmp_path):
+    s = project(tmp_path/'p')
+    home,temp = tmp_path/'home',Path(tempfile.mkdtemp(prefix='t'))
+    home.mkdir()
+    done = ipbes(s.root, 'hpo', '--n_trials','3', '--hpo_metric','eval_kappa_weighted', '-m','tfidf-svm', '-f','1', '-r','0', '-t', HOME=str(home), TMPDIR=str(temp))
+    assert not done.returncode, done.stderr
+    assert not done.stderr.strip(), 'Ray is quiet'
+    assert len(re.findall(r'^\[\d/3\] eval_kappa_weighted', done.stdout, re.M))==3 and 'configs/best_hpo.yaml' in done.stdout
+    assert not list(home.rglob('*ray_results*')) and not list(temp.glob('ray-*')), 'nothing is left behind'
+    assert (tmp_path/'p/plots/hyperparams/tfidf-svm__hinge__fold-1__run-0.png').exists()
+    done = ipbes(s.root, 'train', '-m','tfidf-svm', '-f','1', '--hp_config','configs/best_hpo.yaml')
+    assert not done.returncode, done.stderr
+    row = read_results(tmp_path/'p/results/metrics/results.csv').iloc[0]
+    assert (row['num_trials'],row['hpo_metric'])==(3,'eval_kappa_weighted')
+
+    run = ['run','-m','tfidf-svm','-f','1','--hp-config','configs/best_hpo.yaml','--no-compare','--no-ensemble']
+    assert '1 executed' in ipbes(s.root, *run).stdout
+    file = tmp_path/'p/configs/best_hpo.yaml'
+    write_best(file, Best('other', 'BCE', 0, 0, {}, 'eval_AP_macro'))
+    assert '0 executed, 1 done before' in ipbes(s.root, *run).stdout, 'another entry'
+    own = read_searches(file)['tfidf-svm__hinge__fold-1__run-0']
+    write_best(file, replace(own, settings=dict(baseline=dict(C=3.))))
+    assert '1 executed' in ipbes(s.root, *run).stdout, 'its own entry'
+    assert read_results(tmp_path/'p/results/metrics/results.csv').iloc[0]['num_trials']==3
+
+
+SEARCH = '''
+import sys
+from ipbes_classifier.config import load_config
+from ipbes_classifier.hpo import search
+found = search(sys.argv[2], settings=load_config(root=sys.argv[1],env='',overrides=sys.argv[3:]), say=lambda line: print(line,flush=True))
+'''
+
+
+def start(root, *args): return subprocess.Popen([sys.executable,'-c',SEARCH,str(root),*args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.long
+def test_a_killed_search_goes_on_to_the_same_result(small, tmp_path):
+    s = project(tmp_path/'p')
+    args = [str(s.root),'tfidf-random-forest','hpo.n_trials=8','hpo.space={baseline: {n_estimators: "choice(200, 300, 400)", min_df: "choice(1, 2, 3)"}}']
+    job = start(*args)
+    lines = [job.stdout.readline() for _ in range(3)]
+    assert lines[2].startswith('[3/8]'), job.stderr.read()
+    job.send_signal(signal.SIGKILL)
+    job.communicate()
+    job = start(*args)
+    out,err = job.communicate(timeout=600)
+    assert not job.returncode, err
+    again = [line.split(']')[0] for line in out.splitlines()]
+    assert 5<=len(again)<8 and again[-1]=='[8/8', 'finished trials are not repeated'
+    undisturbed = search('tfidf-random-forest', settings=load_config(root=project(tmp_path/'q').root, env='', overrides=args[2:]), say=str)
+    resumed = search('tfidf-random-forest', settings=load_config(root=s.root, env='', overrides=args[2:]), say=str)
+    pd.testing.assert_frame_equal(told(resumed), told(undisturbed))
+    assert resumed.file.read_bytes()==undisturbed.file.read_bytes()
+
+
+@pytest.mark.long
+def test_a_poor_trial_of_an_encoder_is_stopped_early(small):
+    s = load_config(root=small.root, env='', overrides=['hpo.space={training: {learning_rate: "loguniform(1e-6, 1e-3)"}}'])
+    lines = []
+    found = search('minilm', settings=s, say=lines.append)
+    t = found.trials
+    assert found.plan.max_epochs==3 and t.epochs.max()==3
+    stopped = t[t.status=='stopped']
+    assert len(stopped) and (stopped.epochs<3).all(), t.to_string()
+    assert sum('stopped' in line for line in lines)==len(stopped)
+    assert found.best.value==t.value.max()>stopped.value.max()
+    assert (found.epochs.groupby('trial').size()==t.set_index('trial').epochs).all()
+    assert not list(found.folder.rglob('*.safetensors')), 'trials keep no weights'
