@@ -27,7 +27,7 @@ from .best_settings import Best, best_key, read_searches, write_best
 from .config import Settings, label_names, model_training, project_path
 from .files import file_hash, locked, obj_hash, write_json, write_text
 from .folds import read_fold
-from .models import INPUT_FIELDS, Model, known_model, label_matrix, make_model, model_hash
+from .models import INPUT_FIELDS, Model, known_model, label_matrix, loss_of, make_model, model_hash
 from .provenance import PACKAGES, seed_everything, versions
 from .search_space import Range, Space, first_point, nested, ray_tune, search_space, trial_settings, tune_space
 from .train import _settings, own_code, read_dataset, rows_hash, sample_negatives
@@ -235,7 +235,7 @@ def plan_search(
     train,dev = sample_negatives(data.iloc[rows.train], labels, sampled, s.seed+run),data.iloc[rows.dev]
     n = label_matrix(train,labels).sum(0)
     section,space = search_space(s, m.kind, model, loss, {l:(int(k),len(train)-int(k)) for l,k in zip(labels,n)})
-    return Plan(s, model, m.name, m.kind, m.loss, loss, fold, run, name, more, section, space, file_hash(path), rows_hash(rows), trial_data(m,train,dev))
+    return Plan(s, model, m.name, m.kind, loss_of(model,loss,s.root), loss, fold, run, name, more, section, space, file_hash(path), rows_hash(rows), trial_data(m,train,dev))
 
 # %% ../nbs/23_hpo.ipynb #b61eb614
 def _identity(p:Plan)->dict[str,Any]:
