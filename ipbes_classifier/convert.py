@@ -12,11 +12,10 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import yaml
 
 from .config import Input, Settings, _is_known, _plain, _read_yaml, find_root, label_names, load_config, project_path
@@ -39,7 +38,8 @@ def _read_bin(path:Path)->dict[str,'Tensor']:
     import torch
     path.open('rb').close()
     try: state = torch.load(path, map_location='cpu', weights_only=True)
-    except Exception: raise ValueError(f"{path} is refused: it is damaged, or holds more than tensors, and a pickle can run any program") from None
+    except Exception:  # noqa: BLE001  a damaged pickle can raise anything
+        raise ValueError(f"{path} is refused: it is damaged, or holds more than tensors, and a pickle can run any program") from None
     bad = [] if isinstance(state,dict) else ['the whole']
     bad = bad or [k for k,v in state.items() if not isinstance(v,torch.Tensor)]
     if bad: raise ValueError(f"{path} is refused: a state dict maps names to tensors, and {bad[0]} is none")
@@ -335,7 +335,7 @@ def convert_project(
         warnings.simplefilter('ignore', OldSetting)
         s = load_config(root=root, env='')
     done = [Converted(p, f'{n} old keys, rewritten; as it was: {_before(p).name}') for p,n in convert_settings(root,label_names(s)).items() if n]
-    for p in _old_search(root): done.append(Converted(p, f'one search on overlapping folds; now {p.rename(_before(p)).name}'))
+    done += [Converted(p, f'one search on overlapping folds; now {p.rename(_before(p)).name}') for p in _old_search(root)]
     dataset,folds = project_path(s,s.paths.dataset),project_path(s,s.paths.folds_dir)
     if dataset.exists(): done.append(_say(dataset, lambda: _about_data(s)))
     if dataset.exists() and any(folds.glob('test*_run-*.csv')): done.append(_say(folds, lambda: _about_folds(s)))

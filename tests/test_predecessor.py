@@ -331,7 +331,7 @@ def checkpoint(tmp_path):
     "A checkpoint as it left it, with its model; and settings that name its outputs."
     folder = tmp_path/'results/final_model/best_model_cross_val_focal_bert-base-uncased_fold-3'
     model = tiny(folder, head=True)
-    return folder, model, load_config(root=tmp_path, overrides=[f'labels=[{",".join("{name: %s}" % l for l in LABELS)}]'], env='')
+    return folder, model, load_config(root=tmp_path, overrides=['labels='+json.dumps([dict(name=l) for l in LABELS])], env='')
 
 
 RECORDS = pd.DataFrame(dict(title=['Invasive alien species','Use of wild species','Values'], abstract=['we study birds','harvest of fish','people and nature']))
@@ -372,7 +372,7 @@ def test_sharded_weights(checkpoint):
     (folder/'pytorch_model.bin.index.json').write_text(json.dumps(dict(metadata={}, weight_map=where)))
     new,_ = convert_checkpoint(folder, settings=s, out=folder.parent/'new')
     np.testing.assert_allclose(load_model(new).scores(RECORDS), scores, rtol=1e-5)
-    (folder/'pytorch_model.bin.index.json').write_text(json.dumps(dict(weight_map={k:'../outside.bin' for k in names})))
+    (folder/'pytorch_model.bin.index.json').write_text(json.dumps(dict(weight_map=dict.fromkeys(names,'../outside.bin'))))
     with pytest.raises(FileNotFoundError, match='holds no weights'): convert_checkpoint(folder, settings=s, out=folder.parent/'other')
 
 
