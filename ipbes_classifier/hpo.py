@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 from filelock import Timeout
 
-from .best_settings import Best, best_key, read_searches, write_best
+from .best_settings import Best, best_key, check_best_file, write_best
 from .config import Settings, label_names, model_training, project_path
 from .files import file_hash, locked, obj_hash, write_json, write_text
 from .folds import read_fold
@@ -183,7 +183,7 @@ class Plan:
     model:str              # as given by the user
     name:str               # in file names
     kind:str               # baseline, encoder or own
-    loss:str               # what the model minimises
+    loss:str               # in file names
     loss_given:str         # as given by the user
     fold:int
     run:int
@@ -397,7 +397,8 @@ def _finish(p:Plan, folder:Path, results:Any)->tuple[pd.DataFrame,pd.DataFrame]:
 def _finished(folder:Path)->tuple[pd.DataFrame,pd.DataFrame]|None:
     "The tables of a search that was completed before."
     if not (folder/'search.json').exists(): return None
-    return pd.read_csv(folder/'trials.csv', keep_default_na=False, na_values=dict(value=[''],seconds=[''])), pd.read_csv(folder/'epochs.csv')
+    return (pd.read_csv(folder/'trials.csv', keep_default_na=False, na_values=dict(value=['']), float_precision='round_trip'),
+            pd.read_csv(folder/'epochs.csv', float_precision='round_trip'))
 
 # %% ../nbs/23_hpo.ipynb #256a944f
 def _run_trials(p:Plan, folder:Path, say:Callable[[str],Any])->Any:
@@ -439,7 +440,8 @@ def search(
     s = _settings(settings, config, overrides, with_title, with_keywords, None, name)
     s = replace(s, hpo=replace(s.hpo, n_trials=n_trials or s.hpo.n_trials, metric=hpo_metric or s.hpo.metric))
     s = _settings(s, None, (), None, None, s.hpo.metric, name)
-    file = _check_file(s)
+    file = project_path(s, s.paths.best_hpo)
+    check_best_file(file)
     p = plan_search(s, name, fold, run, loss)
     folder = _folder(p)
     with _only_one(folder):
@@ -447,14 +449,6 @@ def search(
         trials,epochs = _finished(folder) or _finish(p, folder, _run_trials(p, folder, say))
     best = _best(p, trials)
     return Search(p, best, trials, epochs, folder, write_best(file,best))
-
-# %% ../nbs/23_hpo.ipynb #5bfc25c1
-def _check_file(s:Settings)->Path:
-    "Where the result will go, if that can be."
-    path = project_path(s, s.paths.best_hpo)
-    if not path.parent.is_dir(): raise FileNotFoundError(f"no folder {path.parent} for the result; `ipbes init` makes a project, or set paths.best_hpo")
-    if path.exists(): read_searches(path, label_names(s))
-    return path
 
 # %% ../nbs/23_hpo.ipynb #98dab8dc
 @contextmanager

@@ -25,11 +25,6 @@ class Range:
     kind:str               # uniform, loguniform, choice or fixed
     values:tuple           # low and high; the choices; the one value
 
-    @property
-    def ends(self)->tuple:
-        "Values that have to be possible: the limits, or all choices."
-        return self.values
-
     def holds(self, value:Any)->bool:
         "Is `value` within the range?"
         if self.kind in ('choice','fixed'): return value in self.values
@@ -103,7 +98,7 @@ def check_space(
         key = f"hpo.space.{section}.{'.'.join(path)}"
         if path[0] not in {f.name for f in fields(cls)}: raise ValueError(f"configuration: `{key}` is no setting; settings: {', '.join(f.name for f in fields(cls))}")
         if r.kind in ('uniform','loguniform') and isinstance(getattr(cls(),path[0]),int): raise ValueError(f"configuration: `{key}` takes whole numbers; choice(2, 3, 4) would be right")
-        for value in r.ends:
+        for value in r.values:
             try: trial_settings(s, section, model, {path:value})
             except ValueError as e: raise ValueError(f"configuration: `{key}` may not be {value!r}: {e}") from e
 
