@@ -6,6 +6,7 @@
 __all__ = ['REASONS', 'Account', 'preprocess']
 
 # %% ../nbs/12_preprocess.ipynb #c70da945
+import errno
 import csv
 import hashlib
 import html
@@ -14,7 +15,7 @@ import re
 import tempfile
 import unicodedata
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,7 +25,7 @@ import numpy as np
 import pandas as pd
 
 from .fetch import OUTCOMES, Source, count_gaps, fill_gaps, find_missing, gap_table, words_in_common
-from .files import atomic_path, write_json, write_text
+from .files import atomic_path, write_errors, write_json, write_text
 from .records import (FIELDS, _MARK, _NOT_WORD, _csv_options, _files, _mapping, _raw_frames, _strings, clean_records, normalise_doi,
                                       normalise_language, normalise_title, parse_labels, to_records)
 
@@ -593,6 +594,23 @@ def _account(out, parts, k, d, findings, spans, label_of_row, settings):
     return Account(os.fspath(out), dict(zip(labels,y)), len(k['id']), reason[0], dict(zip(REASONS,reason[1:])),
                    _file_accounts(parts,k,d,findings,spans), conflicts, doubtful, overruled, settings)
 
+# %% ../nbs/12_preprocess.ipynb #26175d67
+@contextmanager
+def _folder_beside(out:Path)->Iterator[Path]:
+    "A hidden folder beside `out` with an empty folder `done` in it, gone at the end."
+    if out.is_dir(): raise IsADirectoryError(errno.EISDIR, 'Is a directory', str(out))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix='.preprocess-') as tmp:
+        (Path(tmp)/'done').mkdir()
+        yield Path(tmp)
+
+# %% ../nbs/12_preprocess.ipynb #0da962ec
+def _write_account(account:Account, lines:Iterator, path:Path)->None:
+    "The account as `path` (JSON), its rows as CSV and the page, all beside `path`."
+    examples = _write_rows(lines, path.with_suffix('.csv'))
+    write_json(path, {k: v for k,v in asdict(account).items() if k!='path'}|dict(out=Path(account.out).name))
+    write_text(path.with_suffix('.html'), _page_html(account, examples))
+
 # %% ../nbs/12_preprocess.ipynb #ed0c4838
 def preprocess(
     positives:Mapping[str,str|os.PathLike|Sequence[str|os.PathLike]], # label to the files of its library (Zotero or any file of records)
@@ -617,17 +635,15 @@ def preprocess(
     settings = _settings(positives, corpus, out, labels, item_types, min_abstract_chars, keep_title_only, languages)
     inputs = _inputs(positives, corpus, settings['labels'], out.parent)
     if workers is None: workers = _cores() if sum(x['size'] for x in inputs)>50e6 else 1
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix='.preprocess-') as tmp:
-        parts,k,findings,spans,asked = _first_pass(inputs, settings, Path(tmp), workers, batch_size, progress, sources)
+    with write_errors(out), _folder_beside(out) as tmp:
+        parts,k,findings,spans,asked = _first_pass(inputs, settings, tmp, workers, batch_size, progress, sources)
         label_of_row = np.repeat([settings['labels'].index(s['label']) if s['label'] else -1 for s in spans], np.diff([*(s['first'] for s in spans),len(k['id'])]))
         d = _decide(k, label_of_row, keep_title_only, settings['languages'])
         account = _account(out, parts, k, d, findings, spans, label_of_row, settings)
         if not account.n_kept: raise ValueError(f"none of {account.n_read} rows is left: "+', '.join(f'{r} {n}' for r,n in account.reasons.items() if n))
-        with atomic_path(out) as path, _writer(path, settings['labels']) as w:
-            for t in _result_tables(parts, d, settings['labels'], _filled(parts,d)): w.write_table(t)
         account.path,account.filled = os.fspath(out.with_name(f'{out.stem}_account.json')),_filled_account(sources,asked)
-        examples = _write_rows(_row_lines(parts,d,spans), Path(account.path).with_suffix('.csv'))
-    write_json(account.path, {k: v for k,v in asdict(account).items() if k!='path'}|dict(out=out.name))
-    write_text(Path(account.path).with_suffix('.html'), _page_html(account, examples))
+        with _writer(tmp/'done'/out.name, settings['labels']) as w:
+            for t in _result_tables(parts, d, settings['labels'], _filled(parts,d)): w.write_table(t)
+        _write_account(account, _row_lines(parts,d,spans), tmp/'done'/Path(account.path).name)
+        for p in sorted((tmp/'done').iterdir()): os.replace(p, out.parent/p.name)
     return account
