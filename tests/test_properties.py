@@ -62,7 +62,7 @@ names = st.lists(st.sampled_from(['note','comment','A','B','Publisher']), unique
 @settings(max_examples=200)
 @given(st.lists(st.tuples(text,text,text,text), max_size=8), names, st.sampled_from(['.csv','.tsv','.parquet']))
 def test_any_table_survives_writing_and_reading(tmp_path, rows, others, suffix):
-    df = pd.DataFrame(rows, columns=['id','title','abstract','keywords'], dtype='str').assign(**dict.fromkeys(others, 'x, y'))
+    df = pd.DataFrame(rows, columns=['id','title','abstract','keywords'], dtype='str').assign(**dict.fromkeys(others, 'x, "y"'))
     back = read_records(write_records(df, tmp_path/f'a{suffix}'))
     assert back[list(df.columns)].values.tolist()==df.values.tolist()
 
