@@ -174,6 +174,22 @@ def test_mistakes_are_one_sentence_before_any_training(project, monkeypatch, cap
     assert not (project/'results').exists()
 
 
+def test_registered_names_come_with_the_modules_of_the_settings(project, tmp_path):
+    "In a process of its own: the module is imported because the settings name it, then its names are known."
+    (project/'my_names.py').write_text('from ipbes_classifier.losses import register_loss\nfrom ipbes_classifier.models import register_model\n'
+        'from my_losses import asymmetric\nfrom my_models import KnnModel\nregister_loss("asl")(asymmetric)\nregister_model("knn")(KnnModel)\n')
+    (project/'configs/train.yaml').write_text('modules: [my_names]\nmodels: {knn: {model_settings: {n_neighbors: 4}}}\n')
+    done = ipbes('train','-m','knn', cwd=project)
+    assert not done.returncode, done.stderr
+    checkpoint = project/'results/final_model/best_model_cross_val_neighbours_knn_fold-0'
+    assert {k:read_json(checkpoint/'recipe.json')[k] for k in ('name','class','settings')}=={'name':'knn','class':'my_models:KnnModel','settings':{'n_neighbors':4}}
+    (tmp_path/'one.csv').write_text('id,title,abstract\na,Ants,They spread.\n')
+    done = ipbes('predict',tmp_path/'one.csv','-m',checkpoint,'-o',tmp_path/'out.csv', cwd=project)
+    assert not done.returncode, done.stderr
+    unknown = ipbes('train','-m','minilm','-l','alsl', cwd=project)
+    assert unknown.returncode==1 and 'known: BCE, focal, asl' in unknown.stderr, unknown.stderr
+
+
 def test_two_of_one_name_are_refused(project):
     s = settings(project)
     shutil.copy(project/'my_losses.py', project/'my_other.py')
