@@ -137,7 +137,7 @@ def test_links_of_the_site_lead_somewhere(site):
 def test_every_page_module_and_report_is_on_the_site(site):
     have = {p.relative_to(site).as_posix() for p in site.rglob('*.html')}
     pages = {p.stem for p in (ROOT/'nbs').glob('[0-9]*.ipynb')}
-    assert pages=={Path(p).stem for p in have if p.startswith(('pages/','howto/'))}
+    assert pages|{'examples'}=={Path(p).stem for p in have if p.startswith(('pages/','howto/'))}
     assert {f'reference/{p.stem}.html' for p in (ROOT/'ipbes_classifier').glob('*.py') if not p.name.startswith('_')}<=have
     assert {f'reports/{p.name}' for p in (ROOT/'papermill_runs/sample').glob('*.html')}<=have
     assert {'index.html','reference/commands.html','contributing.html','changelog.html'}<=have
