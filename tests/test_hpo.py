@@ -22,6 +22,8 @@ from ipbes_classifier.folds import make_folds, read_fold, write_folds
 from ipbes_classifier.hpo import ray_session, search
 from ipbes_classifier.results import read_results
 
+os.environ.setdefault('RAY_worker_niceness', '0')  # trials at the priority of any other test
+
 CONFIG = '''
 labels: [{name: A}, {name: B}]
 logging: {progress: false, tensorboard: false}
