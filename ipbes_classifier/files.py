@@ -40,11 +40,11 @@ def _is_about(e:BaseException, path:str)->bool:
 def _obstacle(e:OSError, path:str)->OSError:
     "What stands in the way of writing `path`, as an error of the same family."
     above = [str(p) for p in Path(path).parents]
-    blocker = next((p for p in reversed(above) if os.path.isfile(p)), None)
-    if blocker: return NotADirectoryError(f"{path} cannot be written: {blocker} is a file, and a folder is needed there")
-    if os.path.isdir(path): return IsADirectoryError(f"{path} cannot be written: a folder of that name stands there")
     if e.errno in (errno.EACCES,errno.EPERM,errno.EROFS):
         return PermissionError(f"{path} cannot be written: no permission to write in {next(p for p in above if os.path.isdir(p))}")
+    blocker = next((p for p in reversed(above) if os.path.isfile(p)), None)
+    if blocker: return NotADirectoryError(f"{path} cannot be written: {blocker} is a file, and a folder is needed there")
+    if e.errno==errno.EISDIR: return IsADirectoryError(f"{path} cannot be written: a folder of that name stands there")
     return OSError(f"{path} cannot be written: {e.strerror}")
 
 # %% ../nbs/01_files.ipynb #3ef270ab
