@@ -384,21 +384,18 @@ def _best(p:Plan, trials:pd.DataFrame)->Best:
                 s.input.with_title, s.input.with_keywords, label_names(s), s.seed, p.data_hash, p.rows, _versions())
 
 # %% ../nbs/23_hpo.ipynb #91ce6235
-def _finish(p:Plan, folder:Path, results:Any)->tuple[pd.DataFrame,pd.DataFrame]:
-    "The tables of a complete search, written beside its trials."
+def _finish(p:Plan, folder:Path, results:Any)->None:
+    "Write the tables of a complete search beside its trials."
     trials = pd.DataFrame([_row(p,r) for r in results]).sort_values('trial', ignore_index=True)
     if len(trials)<p.settings.hpo.n_trials: raise ValueError(f"{len(trials)} of {p.settings.hpo.n_trials} trials are done; the same command goes on")
     epochs = pd.concat([pd.DataFrame(columns=['trial','epoch']),*[_epochs(r) for r in results]]).sort_values(['trial','epoch'], ignore_index=True)
     for name,table in (('trials',trials),('epochs',epochs)): write_text(folder/f'{name}.csv', table.to_csv(index=False, lineterminator='\n'))
     write_json(folder/'search.json', _identity(p))
-    return trials,epochs
 
 # %% ../nbs/23_hpo.ipynb #5e68a267
-def _finished(folder:Path)->tuple[pd.DataFrame,pd.DataFrame]|None:
-    "The tables of a search that was completed before."
-    if not (folder/'search.json').exists(): return None
-    return (pd.read_csv(folder/'trials.csv', keep_default_na=False, na_values=dict(value=['']), float_precision='round_trip'),
-            pd.read_csv(folder/'epochs.csv', float_precision='round_trip'))
+def _tables(folder:Path)->tuple[pd.DataFrame,pd.DataFrame]:
+    "The tables of trials and epochs of a complete search."
+    return pd.read_csv(folder/'trials.csv', keep_default_na=False, na_values=dict(value=[''])), pd.read_csv(folder/'epochs.csv')
 
 # %% ../nbs/23_hpo.ipynb #256a944f
 def _run_trials(p:Plan, folder:Path, say:Callable[[str],Any])->Any:
@@ -446,7 +443,8 @@ def search(
     folder = _folder(p)
     with _only_one(folder):
         if not resume: shutil.rmtree(folder, ignore_errors=True)
-        trials,epochs = _finished(folder) or _finish(p, folder, _run_trials(p, folder, say))
+        if not (folder/'search.json').exists(): _finish(p, folder, _run_trials(p, folder, say))
+        trials,epochs = _tables(folder)
     best = _best(p, trials)
     return Search(p, best, trials, epochs, folder, write_best(file,best))
 
