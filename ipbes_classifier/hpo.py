@@ -492,6 +492,7 @@ def trials_plot(
         axes[0].step(t['trial'], t['value'].cummax() if more else t['value'].cummin(), where='post', color='.6', label='best so far')
         _points(axes[0], t, t['trial'].tolist(), more)
         axes[0].set(ylabel=found.plan.metric, xlabel='trial')
+        axes[0].xaxis.get_major_locator().set_params(integer=True)
         axes[0].legend(loc='best')
         for ax,(key,r) in zip(axes[1:],varied): _setting_panel(ax, t, key, r, more)
         for ax in axes[len(varied)+1:]: ax.remove()

@@ -127,7 +127,7 @@ def fails(monkeypatch, capsys, root, *args):
     (['hpo.space={baseline: {C: "normal(0, 1)"}}'], 'would be right'),
     (['hpo.space={baseline: {c: 1}}'], '`hpo.space.baseline.c` is no setting'),
     (['hpo.scheduler.type=pbt'], 'one of asha, none'),
-    (['-f','9'], 'test9_run-0.csv'),
+    (['-f','9'], 'train9_run-0.csv is missing'),
 ])
 def test_a_mistake_is_one_sentence_before_the_first_trial(small, found, monkeypatch, capsys, args, message):
     before = sorted(found.folder.parent.iterdir())
