@@ -230,11 +230,12 @@ def gather(site:Path, root:Path=ROOT)->list:
 
 
 def build(site:Path, out:Path, nav:list, root:Path=ROOT)->None:
-    "Run MkDocs, strictly: a warning ends it."
+    "Run MkDocs, strictly: a warning ends it. Its page for wrong addresses looks for its style at a server's top and is left out."
     from mkdocs.commands.build import build as run
     from mkdocs.config import load_config
     logging.getLogger('mkdocs').setLevel(logging.WARNING)
     run(load_config(str(root/'mkdocs.yml'), docs_dir=str(site), site_dir=str(out), nav=[o for o in nav if next(iter(o.values()))], strict=True))
+    (out/'404.html').unlink(missing_ok=True)
 
 
 def links(page:Path)->tuple[list[str],list[str],set[str]]:
@@ -257,8 +258,7 @@ def broken(out:Path)->list[str]:
             if parts.scheme or parts.netloc:
                 if v in loads and parts.scheme!='data': wrong.append(f'{at}: loads {v} from elsewhere')
                 continue
-            base = out if page.name=='404.html' else page.parent    # a server shows that page at any depth: its links start at the top
-            goal = (base/unquote(parts.path).removeprefix('/' if base==out else '')).resolve() if parts.path else page
+            goal = (page.parent/unquote(parts.path)).resolve() if parts.path else page
             if goal.is_dir(): goal = goal/'index.html'
             if not goal.exists(): wrong.append(f'{at}: {v} leads to no file')
             elif parts.fragment and goal in found and unquote(parts.fragment) not in found[goal][2]: wrong.append(f'{at}: {v} leads to no such place')
