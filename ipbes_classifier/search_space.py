@@ -7,6 +7,7 @@ __all__ = ['Space', 'Range', 'parse_range', 'nested', 'trial_settings', 'check_s
            'tune_space', 'first_point']
 
 # %% ../nbs/21c_search_space.ipynb #6f093c9c
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
@@ -36,9 +37,15 @@ def _value(word:str)->Any:
     for kind in (int,float):
         try: return kind(word)
         except ValueError: pass
-    return yaml.safe_load(word)
+    try: return yaml.safe_load(word)
+    except yaml.YAMLError: return word
 
 # %% ../nbs/21c_search_space.ipynb #1fa9cc32
+def _is_number(value:Any)->bool:
+    "A finite number, not a truth value?"
+    return isinstance(value,(int,float)) and not isinstance(value,bool) and math.isfinite(value)
+
+# %% ../nbs/21c_search_space.ipynb #cf9aa7d4
 def parse_range(
     text:Any,       # such as loguniform(5e-6, 3e-4); a number, truth value or other text is fixed
     key:str='range',# of the setting, for messages
@@ -49,14 +56,16 @@ def parse_range(
     kind,values = call[1],tuple(_value(w) for w in re.split(r'[,\s]+', call[2].strip()) if w)
     if kind not in ('uniform','loguniform','choice'): raise ValueError(f"`{key}` is {text!r}; uniform(low, high), loguniform(low, high) or choice(a, b, ...) would be right")
     if kind=='choice': return Range(kind, _several(values,key,text))
-    if len(values)!=2 or not all(isinstance(v,(int,float)) for v in values) or not values[0]<values[1]:
-        raise ValueError(f"`{key}` is {text!r}; {kind} needs two numbers, the lower first")
+    if len(values)!=2 or not all(_is_number(v) for v in values) or not values[0]<values[1]:
+        raise ValueError(f"`{key}` is {text!r}; {kind} needs two numbers, both finite, the lower first")
     if kind=='loguniform' and values[0]<=0: raise ValueError(f"`{key}` is {text!r}; loguniform needs a lower limit above 0")
     return Range(kind, values)
 
-# %% ../nbs/21c_search_space.ipynb #cf9aa7d4
+# %% ../nbs/21c_search_space.ipynb #f6af3bf2
 def _several(values:tuple, key:str, text:str)->tuple:
     "Choices, of which there have to be two or more, and different."
+    if odd := [v for v in values if not (isinstance(v,(bool,str)) or _is_number(v)) or isinstance(v,str) and set(v)&set('[]{}()')]:
+        raise ValueError(f"`{key}` is {text!r}; a choice is among numbers, truth values or words, and {odd[0]!r} is none")
     if len(set(values))<2 or len(set(values))<len(values): raise ValueError(f"`{key}` is {text!r}; a choice needs two or more different values")
     return values
 
@@ -86,6 +95,18 @@ def trial_settings(
     return with_best(s, Best(model, '', 0, 0, {section:nested(values)}, '', source='a trial'), model)
 
 # %% ../nbs/21c_search_space.ipynb #7354f2c7
+_BEFORE_TRIALS = dict(optional_negatives='negatives are sampled once, for all trials; set `training.optional_negatives`',
+                      metric_for_best_model='trials are compared by one measure; set `hpo.metric`')  # setting -> why no trial can vary it
+
+# %% ../nbs/21c_search_space.ipynb #ed204bb2
+def _check_kind(key:str, default:Any, r:Range)->None:
+    "Refuse numbers where truth values or words belong, and the other way round."
+    of = next(((name,kind) for name,kind in (('true or false',bool),('a number',(int,float)),('a word',str)) if isinstance(default,kind)), None)
+    if of is None: return
+    for v in r.values:
+        if not isinstance(v,of[1]) or isinstance(v,bool)!=isinstance(default,bool): raise ValueError(f"configuration: `{key}` may not be {v!r}: it is {of[0]}, such as {str(default).lower()}")
+
+# %% ../nbs/21c_search_space.ipynb #eef68409
 def check_space(
     s:Settings,    # settings that a trial starts from
     section:str,   # training or baseline
@@ -97,6 +118,8 @@ def check_space(
     for path,r in space.items():
         key = f"hpo.space.{section}.{'.'.join(path)}"
         if path[0] not in {f.name for f in fields(cls)}: raise ValueError(f"configuration: `{key}` is no setting; settings: {', '.join(f.name for f in fields(cls))}")
+        if path[0] in _BEFORE_TRIALS: raise ValueError(f"configuration: `{key}` cannot be searched: {_BEFORE_TRIALS[path[0]]}")
+        _check_kind(key, getattr(cls(),path[0]), r)
         if r.kind in ('uniform','loguniform') and isinstance(getattr(cls(),path[0]),int): raise ValueError(f"configuration: `{key}` takes whole numbers; choice(2, 3, 4) would be right")
         for value in r.values:
             try: trial_settings(s, section, model, {path:value})
@@ -107,7 +130,17 @@ def _configured(s:Settings)->Mapping[str,Any]:
     "The ranges as configured, else as shipped."
     space = s.hpo.space or yaml.safe_load((resource_dir('configs')/'hpo.yaml').read_text(encoding='utf-8'))['hpo']['space']
     if odd := set(space)-{'training','baseline'}: raise ValueError(f"configuration: `hpo.space.{min(odd)}`; ranges stand below `training` or `baseline`")
+    for section,ranges in space.items():
+        if not isinstance(ranges or {},Mapping): raise ValueError(f"configuration: `hpo.space.{section}` is {ranges!r}; should be a section of `setting: range` lines")
+        for key,depth in (('loss_settings',2),('model_settings',1)): _check_depth(f'hpo.space.{section}.{key}', (ranges or {}).get(key), depth)
     return space
+
+# %% ../nbs/21c_search_space.ipynb #30dfab7d
+def _check_depth(where:str, ranges:Any, depth:int)->None:
+    "Refuse a range where sections should be, `depth` of them one below the other."
+    if ranges is None or not depth: return
+    if not isinstance(ranges,Mapping): raise ValueError(f"configuration: `{where}` is {ranges!r}; ranges stand below `{where}.{'NAME.'*(depth>1)}SETTING`")
+    for k,v in ranges.items(): _check_depth(f'{where}.{k}', v, depth-1)
 
 # %% ../nbs/21c_search_space.ipynb #5ac1d315
 def _is_read(path:tuple[str,...], kind:str, model:str, loss:str, value:Any)->bool:
