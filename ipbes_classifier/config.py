@@ -22,7 +22,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from .renamed import ENVIRONMENTS, SECTIONS, OldSetting, new_key, rename_keys, shell_variables
+from .renamed import ENVIRONMENTS, RENAMED, SECTIONS, OldSetting, _SPELT, new_key, rename_keys, shell_variables
 
 from .extensions import use_modules
 
@@ -321,20 +321,33 @@ def _environment(configs:Path, env:str|None)->tuple[DictConfig,dict[str,int],str
     conf,lines = _read_yaml(path)
     if env not in conf and ENVIRONMENTS.get(env) in conf: env = ENVIRONMENTS[env]
     if env not in conf: raise ValueError(f"{path}: no section `{env}` (IPBES_ENV); sections: {', '.join(map(str,conf))}")
+    if not isinstance(conf[env] or {},(dict,DictConfig)):
+        raise ValueError(f"{path}, line {lines[env]}: `{env}` is {str(conf[env])[:40]!r}; should be a section of `key: value` lines")
     inner = {k.removeprefix(f'{env}.'):n for k,n in lines.items() if k.startswith(f'{env}.')}
     return conf[env] or OmegaConf.create({}), inner, f'{path} [{env}]'
 
 # %% ../nbs/00_config.ipynb #63d0c66b
+def _renamed(key:str, value:Any, conf:DictConfig)->tuple[str,Any,str]|None:
+    "What an old key of the command line means; `ValueError` if it would set what cannot be set."
+    if _is_known(key) and key not in RENAMED: return None
+    try: found = new_key(key, value, _is_known, [str(l.name) for l in conf.labels])
+    except ValueError as e: raise ValueError(f"command line: `{key}`: {e}") from None
+    if found and not found[0] and value not in (False,None): raise ValueError(f'command line: {found[2]}')
+    return found
+
+# %% ../nbs/00_config.ipynb #9dab49a4
 def _override(conf:DictConfig, item:str)->DictConfig:
     "Settings with one `key=value` of the command line."
     key,eq,value = item.partition('=')
     if not eq: raise ValueError(f"command line: {item!r} is not of the form key=value")
-    if (found := new_key(key, value, _is_known)) and found[0]:
-        warnings.warn(f'command line: {found[2]}', OldSetting, stacklevel=3)
-        key,value = found[0],str(found[1])
-    if not _is_known(key.split('[')[0]): raise _unknown_key(key, 'command line')
     try:
-        new = OmegaConf.create(f'x: {value}').x if value else ''
+        new = _plain(cast(DictConfig,OmegaConf.create(f'x: {value}')))['x'] if value else ''
+        if found := _renamed(key, new, conf):
+            warnings.warn(f'command line: {found[2]}', OldSetting, stacklevel=3)
+            if not found[0]: return conf
+            key,new = found[:2]
+        if not _is_known(key.split('[')[0]): raise _unknown_key(key, 'command line')
+        new = _SPELT.get(key, lambda v: v)(new)
         conf = _outrank(conf, OmegaConf.create({'training':{key.split('.')[1]:new}})) if key.startswith('training.') else conf
         OmegaConf.update(conf, key, new, merge=new!={}, force_add=True)
         return conf
@@ -355,6 +368,7 @@ def load_config(
     overrides:Sequence[str]=(),       # `key=value`, laid over everything
     root:str|os.PathLike|None=None,   # project folder; default: the nearest parent with `configs/`, else here
     env:str|None=None,                # section of environment.yaml; default: the variable IPBES_ENV
+    use_code:bool=True,               # import the `modules` that the settings name? False for settings of a stranger
 )->Settings:                          # checked settings; `root` in it is absolute
     """Load settings in layers, later ones win.
 
@@ -367,13 +381,14 @@ def load_config(
     names = ['config.yaml','hpo.yaml','train.yaml','ensemble.yaml']
     for p in [configs/n for n in names if (configs/n).exists()]:
         with _errors_in(str(p)): conf = _merge(conf, *_read_yaml(p), str(p))
-    if layer := _environment(configs, os.environ.get('IPBES_ENV') if env is None else env): conf = _merge(conf, *layer)
+    with _errors_in(str(configs/'environment.yaml')):
+        if layer := _environment(configs, os.environ.get('IPBES_ENV') if env is None else env): conf = _merge(conf, *layer)
     if config is not None:
         with _errors_in(str(config)): conf = _merge(conf, *_read_yaml(_existing(config)), str(config))
     for item in overrides:
         with _errors_in(f'command line: {item[:60]}'): conf = _override(conf, item)
     with _errors_in('configuration'): s = check_settings(_to_settings(conf, root))
-    use_modules(s.modules, root)
+    if use_code: use_modules(s.modules, root)
     return s
 
 # %% ../nbs/00_config.ipynb #d007ba4c
@@ -428,6 +443,7 @@ def check_settings(
 )->Settings:    # the same
     "Refuse values that cannot work, naming the key: label names, shares, choices, per-model training settings."
     _check_labels(s)
+    for key,least in (('n_folds',1),('n_runs',0)): _between(f'folds.{key}', getattr(s.folds,key), least, float('inf'))
     for key in ('test_size','dev_size','near_duplicate'): _between(f'folds.{key}', getattr(s.folds,key), 0, 1)
     _between('thresholds.recall', s.thresholds.recall, 0, 1.0001)
     _between('input.max_length', s.input.max_length, 7, float('inf'))

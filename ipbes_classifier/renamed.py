@@ -29,13 +29,15 @@ RENAMED = {  # key of IPBES-Classifier -> key here
 
 # %% ../nbs/00a_renamed.ipynb #02605d07
 TRAINER = {  # argument of the Trainer -> key here
-    **{k:f'training.{k}' for k in ('per_device_train_batch_size','per_device_eval_batch_size','gradient_accumulation_steps','dataloader_num_workers')},
+    **{k:f'training.{k}' for k in ('per_device_train_batch_size','per_device_eval_batch_size','gradient_accumulation_steps','dataloader_num_workers',
+                                      'save_total_limit','lr_scheduler_type')},
     'gradient_checkpointing':'training.activation_checkpointing', 'warmup_steps':'training.warmup_ratio',
     'fp16':'training.precision', 'bf16':'training.precision', 'report_to':'logging.tensorboard'}
 
 # %% ../nbs/00a_renamed.ipynb #1c65b071
 _EPOCH = 'dev is measured and the model kept after every epoch'
 _FILES = '`labels` and `data.corpus` name the files to read'
+_FIXED = 'the default of the Trainer holds'
 _LOG = 'commands tell on the terminal what they do, and provenance.json keeps what made a result'
 DECIDED = {  # key of IPBES-Classifier, * for anything -> what happens instead
     'model_name':'option -m names the model', 'model.default_model_name':'option -m names the model',
@@ -48,7 +50,14 @@ DECIDED = {  # key of IPBES-Classifier, * for anything -> what happens instead
     'default_hyperparameters.*':'found settings are read by `ipbes train --hp-config`',
     'output_dir':'epochs stand in results/final_model/.training while a model is trained',
     'evaluation_strategy':_EPOCH, 'eval_strategy':_EPOCH, 'save_strategy':_EPOCH, 'logging_strategy':_EPOCH,
+    **dict.fromkeys(('logging_steps','save_steps','eval_steps','logging_first_step'), _EPOCH),
     'load_best_model_at_end':'the epoch that is best on dev is always the one that is kept',
+    'greater_is_better':'whether more of a measure is better is known of each',
+    **dict.fromkeys(('max_grad_norm','optim','adam_beta1','adam_beta2','adam_epsilon','dataloader_pin_memory','dataloader_drop_last','remove_unused_columns'), _FIXED),
+    'logging_dir':'TensorBoard reads results/tensorboard', 'disable_tqdm':'`logging.progress` shows bars or hides them',
+    'overwrite_output_dir':'an interrupted training goes on; `ipbes train --restart` begins anew',
+    'group_by_length':'batches are grouped by length', 'push_to_hub':'`ipbes push` uploads a checkpoint', 'run_name':'a run is named after model, loss, fold and repetition',
+    'do_train':'`ipbes train` does all three', 'do_eval':'`ipbes train` does all three', 'do_predict':'`ipbes train` does all three',
     'seed':'`seed` at the top holds for everything', 'data_seed':'`seed` at the top holds for everything',
     'paths.logs_dir':_LOG, 'logging.level':_LOG, 'logging.format':_LOG, 'logging.log_file':_LOG, 'log_level':_LOG, 'log_file':_LOG,
     'paths.raw_data_dir':_FILES, 'paths.corpus_dir':_FILES, 'paths.positives_dir':_FILES, 'paths.corpus_output_dir':_FILES, 'datasets.*':_FILES,
@@ -67,6 +76,7 @@ SECTIONS = frozenset('.'.join(k.split('.')[:i]) for k in (*RENAMED,*DECIDED,'mod
 
 # %% ../nbs/00a_renamed.ipynb #69266b9c
 def _labels(value:Any, labels:Sequence[str])->Any:
+    if not isinstance(value,list): raise ValueError(f"{value!r} should be a list of label names")
     return [dict(name=str(n)) for n in value]
 
 def _pos_weight(value:Any, labels:Sequence[str])->Any:
@@ -75,11 +85,15 @@ def _pos_weight(value:Any, labels:Sequence[str])->Any:
     if len(weights)!=len(labels): raise ValueError(f"{len(weights)} weights for {len(labels)} labels ({', '.join(labels)})")
     return dict(zip(labels,weights))
 
+def _tensorboard(value:Any, labels:Sequence[str])->bool:
+    "Is TensorBoard among the tools to report to?"
+    if not isinstance(value,(str,list)): raise ValueError(f"{value!r} should be the name of a tool, or a list of names")
+    return not {'tensorboard','all'}.isdisjoint([value] if isinstance(value,str) else value)
+
 # %% ../nbs/00a_renamed.ipynb #d4d97ba3
 _VALUE:dict[str,Callable[[Any,Sequence[str]],Any]] = {
     'datasets.label_names':_labels, 'model.loss.bce.pos_weight':_pos_weight,
-    'fp16':lambda v,_: 'fp16' if v else 'auto', 'bf16':lambda v,_: 'bf16' if v else 'auto',
-    'report_to':lambda v,_: 'tensorboard' in v or v=='all'}
+    'fp16':lambda v,_: 'fp16' if v else None, 'bf16':lambda v,_: 'bf16' if v else None, 'report_to':_tensorboard}
 
 # %% ../nbs/00a_renamed.ipynb #d25ab03b
 _SPELT:dict[str,Callable[[Any],Any]] = {'hpo.scheduler.type':lambda v: v.lower() if isinstance(v,str) else v}  # our key, its spelling of the value
@@ -93,10 +107,11 @@ def new_key(
 )->tuple[str,Any,str]|None:         # new key, new value and what to tell; the new key is '' if nothing is set; None for a key of neither project
     "What a key of IPBES-Classifier means here."
     short = old.removeprefix('model.').removeprefix('training.') if old.startswith(('model.training.','training.')) else old
-    if old=='models' and not isinstance(value,list): return None
     new = RENAMED.get(old) or TRAINER.get(short) or (f'training.{short}' if old.startswith('model.training.') else '')
+    if new==old or (old=='models' and not isinstance(value,list)): return None
     if new and is_known(new):
-        value = _VALUE.get(short, lambda v,_: v)(value, labels)
+        if short in _VALUE and value is not None: value = _VALUE[short](value, labels)
+        if short in _VALUE and value is None: return '', None, f'`{old}` is `{new}` here, and left open'
         moved = old.removesuffix(f'.{short}') if new==f'training.{short}' and old!=short else ''
         return new, value, f'`{moved or old}` is `{"training" if moved else new}` here'
     why = DECIDED.get(short) or next((w for k,w in DECIDED.items() if k.endswith('.*') and old.startswith(k[:-1])), None)
@@ -132,7 +147,7 @@ def rename_keys(
     new:dict[str,Any] = {}
     at:dict[str,int] = {}
     said:set[str] = set()
-    labels = [str(n) for n in (layer.get('datasets') or {}).get('label_names',labels)] if isinstance(layer.get('datasets'),Mapping) else labels
+    if isinstance(old := layer.get('datasets'),Mapping) and isinstance(names := old.get('label_names'),list): labels = [str(n) for n in names]
     for path,value,told in _translated(layer, is_known, labels, lambda p: _place(where,lines,p)):
         if told and told[1] not in said: warnings.warn(f'{_place(where,lines,_named(told))}: {told[1]}', OldSetting, stacklevel=3)
         said.add(told[1] if told else '')

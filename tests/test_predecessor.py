@@ -281,6 +281,27 @@ def test_the_blocks_of_its_readme(tmp_path):
     assert (t.per_device_train_batch_size,t.gradient_accumulation_steps,t.activation_checkpointing,t.precision,t.dataloader_num_workers)==(16,8,True,'fp16',4)
 
 
+@pytest.mark.parametrize('key', 'logging_steps save_steps eval_steps greater_is_better max_grad_norm optim logging_dir overwrite_output_dir save_total_limit '
+                         'lr_scheduler_type dataloader_pin_memory remove_unused_columns'.split())
+@pytest.mark.parametrize('form', ['{}: 2\n','training: {{{}: 2}}\n','model: {{training: {{{}: 2}}}}\n'])
+def test_arguments_of_the_trainer_are_known(tmp_path, key, form):
+    s,told = settings(tmp_path, config='labels: [{name: A}]', train=form.format(key))
+    if key in ('save_total_limit','lr_scheduler_type'): assert str(getattr(s.training,key))=='2' and len(told)==(not form.startswith('training'))
+    else: assert len(told)==1 and f'{key}` is no setting here: ' in told[0] and 'train.yaml, line 1' in told[0]
+
+
+@pytest.mark.parametrize('flags,precision', [('fp16: false, bf16: true','bf16'),('fp16: true, bf16: false','fp16'),('fp16: false, bf16: false, report_to: null','auto')])
+def test_a_flag_that_is_off_chooses_nothing(tmp_path, flags, precision):
+    assert settings(tmp_path, config='labels: [{name: A}]', train=f'model: {{training: {{{flags}}}}}')[0].training.precision==precision
+
+
+def test_advice_on_memory_is_taken_without_a_word(tmp_path):
+    (tmp_path/'configs').mkdir()
+    (tmp_path/'configs/config.yaml').write_text('labels: [{name: A}]')
+    _,err = ipbes('config', *'training.per_device_train_batch_size=6 training.gradient_accumulation_steps=24 training.activation_checkpointing=true input.max_length=256'.split(), cwd=tmp_path)
+    assert err==''
+
+
 @pytest.mark.parametrize('given,section', [(a,b) for pair in (('dev','development'),('prod','production'),('test','testing')) for a in pair for b in pair])
 def test_long_and_short_environments_are_one(tmp_path, given, section):
     s,_ = settings(tmp_path, env=given, config='labels: [{name: A}]', environment=f'{section}: {{seed: 7}}')
