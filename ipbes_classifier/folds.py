@@ -310,9 +310,9 @@ def write_folds(
     "Write fold files and `clusters.parquet`; same folds, same bytes. `ValueError` if a fold breaks a rule of `check_fold`."
     for f in folds: check_fold(f, clusters)
     folder = Path(folder)
-    with locked(folder), write_errors(folder):
+    with locked(folder), write_errors(folder/CLUSTERS):
         folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=folder.parent, prefix='.folds-') as tmp:
+        with TemporaryDirectory(dir=folder, prefix='.folds-') as tmp:
             for f in folds:
                 for split,rows in f.splits.items(): pd.DataFrame({'index':rows}).to_csv(Path(tmp)/f.file(split), index=False, lineterminator='\n')
             _write_clusters(Path(tmp)/CLUSTERS, np.asarray(clusters), file_hash(data_path), dict(settings or {}))
@@ -326,10 +326,19 @@ _FILE = re.compile(r'(train|dev|test)\d+_run-\d+\.csv')
 def _replace_folds(new:Path, folder:Path)->None:
     "Put all files of `new` in place of the fold files in `folder`; those of others are kept."
     _keep_others(folder)
-    (folder/CLUSTERS).unlink(missing_ok=True)
-    for p in folder.glob('*_run-*.csv'):
-        if _FILE.fullmatch(p.name): p.unlink()
-    for p in sorted(new.iterdir(), key=lambda p: (p.name==CLUSTERS,p.name)): os.replace(p, folder/p.name)
+    clusters_last = lambda files: sorted(files, key=lambda p: (p.name==CLUSTERS,p.name))
+    files = clusters_last(new.iterdir())
+    old = clusters_last(p for p in folder.iterdir() if p.name==CLUSTERS or _FILE.fullmatch(p.name))
+    kept = new/'old'
+    kept.mkdir()
+    try:
+        for p in reversed(old): os.replace(p, kept/p.name)
+        for p in files: os.replace(p, folder/p.name)
+    except (OSError,KeyboardInterrupt):
+        for p in reversed(files):
+            if not p.exists(): (folder/p.name).unlink(missing_ok=True)
+        for p in clusters_last(kept.iterdir()): os.replace(p, folder/p.name)
+        raise
 
 def _keep_others(folder:Path)->None:
     "Move fold files that nobody wrote clusters for to a folder of their own, and warn where they are."

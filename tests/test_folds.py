@@ -1,5 +1,8 @@
 "Folds: every planted duplicate is found, splits never share a paper, and broken files are refused by name."
+import os
 from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pandas as pd
@@ -173,3 +176,14 @@ def test_folds_of_another_data_set_are_refused(written):
     with pytest.raises(ValueError, match=f'sha256 [0-9a-f]{{64}}, but .*{data.name} has [0-9a-f]{{64}}'): read_fold(folder, 0, 0, data)
     (folder/'clusters.parquet').unlink()
     with pytest.raises(FileNotFoundError, match='near-duplicates'): read_fold(folder, 0, 0, data)
+
+
+@pytest.mark.skipif(not os.path.isdir('/dev/shm') or not os.access('/dev/shm',os.W_OK), reason='needs a second disk')
+def test_folds_on_another_disk_are_replaced(written, tmp_path):
+    "`data/folds` may be a link to a larger disk."
+    folder,data,clusters = written
+    before = {p.name:p.read_bytes() for p in folder.iterdir()}
+    with TemporaryDirectory(dir='/dev/shm') as other:
+        (tmp_path/'linked').symlink_to(other)
+        for n in (2,3): write_folds(make_folds(labels(400), clusters, n_folds=n), tmp_path/'linked', clusters, data, dict(n_folds=3))
+        assert (tmp_path/'linked').is_symlink() and {p.name:p.read_bytes() for p in Path(other).iterdir()}==before
