@@ -274,7 +274,7 @@ def register_model(
     "Make a class with `fit, scores, save` and `load` a model with a name; `ValueError` if it lacks one of them, or the name is taken."
     def add(cls:type)->type:
         if name in BASELINES or name=='minilm': raise ValueError(f"there is a model called {name!r} already; choose another name")
-        register(MODELS, 'model', name, _model_class(name,cls), r'[A-Za-z][\w.-]*')
+        register(MODELS, 'model', name, _model_class(name,cls), r'[A-Za-z][\w.-]*', 'letters, digits, ., _ and -')
         return cls
     return add
 
@@ -463,7 +463,7 @@ def load_model(
     if not folder.is_dir(): raise FileNotFoundError(f"{folder} is no checkpoint: {'it is a file, and a checkpoint is a folder' if folder.exists() else 'there is no such folder'}")
     if not (folder/'recipe.json').exists(): raise _no_recipe(folder)
     kind = read_json(folder/'recipe.json', ['kind','name','labels','loss','input'])['kind']
-    if kind not in KINDS: raise ValueError(f"{folder/'recipe.json'}: `kind` is {kind!r}; known: {', '.join(KINDS)}")
+    if not isinstance(kind,str) or kind not in KINDS: raise ValueError(f"{folder/'recipe.json'}: `kind` is {kind!r}; known: {', '.join(KINDS)}")
     module,cls = KINDS[kind].split(':')
     with checkpoint_errors(folder): return getattr(import_module(module), cls).load(folder)
 
