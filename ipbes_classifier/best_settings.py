@@ -8,6 +8,7 @@ __all__ = ['HEADER', 'Best', 'best_key', 'write_best', 'read_searches', 'check_b
 # %% ../nbs/20c_best_settings.ipynb #5d2b77ab
 import io
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -16,8 +17,9 @@ from typing import Any
 import yaml
 from omegaconf import OmegaConf
 
-from .config import Baseline, Settings, Training, check_settings, label_names
+from .config import Baseline, Settings, Training, _override, check_settings, label_names
 from .files import update_file
+from .renamed import OldSetting
 
 # %% ../nbs/20c_best_settings.ipynb #24ffd4f0
 @dataclass(frozen=True)
@@ -169,8 +171,9 @@ def with_best(
     model:str,                # as given by the user
     overrides:Sequence[str]=(), # `key=value` of the command line, which outrank what was found
 )->Settings:                  # with what was found laid over the settings of this model
-    "Settings for training with what a search found; `ValueError` names a key that is no setting, or a value that cannot be."
-    found = {section:_without(values, _given(section,model,overrides)) for section,values in best.settings.items()}
+    "Settings for training with what a search found; `ValueError` names a key that is no setting, a value that cannot be, or another input than that of the search."
+    _check_input(s, best)
+    found = {section:_without(values, _given(section,model,overrides,label_names(s))) for section,values in best.settings.items()}
     for section,values in found.items(): _check_keys(section, values, label_names(s), best.source)
     for key,value in found.get('baseline',{}).items(): _check_number(key, value, best.source)
     s = replace(s, baseline=replace(s.baseline, **found.get('baseline',{})))
@@ -179,12 +182,22 @@ def with_best(
     except ValueError as e: raise ValueError(f"{best.source}: {e}") from e
 
 # %% ../nbs/20c_best_settings.ipynb #589359d4
-def _given(section:str, model:str, overrides:Sequence[str])->dict[str,Any]:
+def _given(section:str, model:str, overrides:Sequence[str], labels:Sequence[str])->dict[str,Any]:
     "The settings of a section that `key=value` items set, for all models or for this one."
-    tree:Any = OmegaConf.to_container(OmegaConf.from_dotlist([o.split('[')[0]+'=' if '[' in o.split('=')[0] else o for o in overrides]))
-    own = (tree.get('models') or {}).get(model) if isinstance(tree.get('models'),dict) else None
-    parts = [tree.get(section), own if section=='training' else None]
+    conf = OmegaConf.create(dict(labels=[dict(name=l) for l in labels], models={}))
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', OldSetting)  # said when the settings were loaded
+        for item in overrides: conf = _override(conf, item)
+    tree:Any = OmegaConf.to_container(conf)
+    parts = [tree.get(section), *((tree.get('models') or {}).get(m) for m in (model.rstrip('/').split('/')[-1],model) if section=='training')]
     return {k:v for part in parts if isinstance(part,dict) for k,v in part.items()}
+
+# %% ../nbs/20c_best_settings.ipynb #ad613ae6
+def _check_input(s:Settings, best:Best)->None:
+    "Refuse what was found for a model that reads more or less of a paper."
+    for key in ('with_title','with_keywords'):
+        found,used = getattr(best,key), getattr(s.input,key)
+        if found is not None and found!=used: raise ValueError(f"{best.source} was found with `input.{key}={str(found).lower()}`, in use is {str(used).lower()}; search again")
 
 # %% ../nbs/20c_best_settings.ipynb #1b6bc8b8
 def _without(found:Mapping[str,Any], given:Mapping[str,Any])->dict[str,Any]:
@@ -215,7 +228,6 @@ def check_best(
     rows:str,  # hash of the fold's train and dev rows
 )->None:
     "Refuse settings that were found on other records: `ValueError`. `UserWarning` if the file does not say on which."
-    import warnings
     if not best.data or not best.rows:
         warnings.warn(f"{best.source} does not say on which records it was found; if test records were among them, the figures on test are too good", stacklevel=3)
     elif (best.data,best.rows)!=(data,rows):
