@@ -116,7 +116,9 @@ class Service:
 
     def _once(self, path:str, params:dict)->Any:
         import httpx2
-        time.sleep(max(0., self.next_at-time.monotonic()))
+        wait = max(0., self.next_at-time.monotonic())
+        if wait>self.api.max_wait: raise ServiceError(f"{self} allows no further request sooner than `api.max_wait`", wait)
+        time.sleep(wait)
         started = time.monotonic()
         try: r = self.client.get(self.url+path, params=params)
         except (httpx2.RequestError,httpx2.InvalidURL) as e: raise ServiceError(f"{self} does not answer ({type(e).__name__})", 0.) from None
@@ -147,7 +149,7 @@ class Cache:
         except sqlite3.Error as e: raise OSError(f"{self.path}: the answers of services cannot be kept here ({e}); delete the file, or name another folder as `api.cache`") from e
 
     def read(self,
-        service:str,        # its name
+        service:str,        # its name and address
         dois:Sequence[str], # as in a record
     )->dict[str,Any]:       # of those that are known; None where the service had nothing
         "Answers that are not too old."
@@ -221,18 +223,28 @@ def _single(
     try: return [answer['message']]
     except (LookupError,TypeError): raise ServiceError(f"{service} answers with JSON that is no work") from None
 
+# %% ../nbs/11_fetch.ipynb #c4daaf54
+def _check_open(
+    service:Service, # Crossref
+)->None:
+    "After a refusal: ask for nothing, which nobody refuses who answers at all."
+    try: service.get('/works', rows=0)
+    except RequestRefused as e: raise ServiceError(f"{e}, and so it does whatever is asked") from None
+
 # %% ../nbs/11_fetch.ipynb #d131629d
 def _ask(
     service:Service,    # Crossref
     dois:Sequence[str], # any number, none twice
-)->dict[str,Any]:       # items, None where there is none
-    "Answers by DOI."
+)->dict[str,Any]:       # items, None where there is none; without DOIs that the service refuses
+    "Answers by DOI; `ServiceError` if nothing is answered."
     alone = [d for d in dois if ',' in d] if len(dois)>1 else []
     if alone: return {k:v for part in ([d for d in dois if d not in alone], *([d] for d in alone)) for k,v in _ask(service,part).items()}
     try: items = (_list(service,dois) if len(dois)>1 else _single(service,dois[0])) if dois else []
     except RequestRefused:
         half = len(dois)//2
-        return _ask(service,dois[:half])|_ask(service,dois[half:]) if half else dict.fromkeys(dois)
+        if half: return _ask(service,dois[:half])|_ask(service,dois[half:])
+        _check_open(service)
+        return {}
     if not all(isinstance(x,dict) for x in items): raise ServiceError(f"{service} answers with JSON that is no list of works")
     found = {normalise_doi(str(x.get('DOI',''))): {k:v for k,v in x.items() if k in _SELECT} for x in items}
     return {d:found.get(d) for d in dois}
@@ -250,19 +262,20 @@ class Crossref:
     ) -> None:
         self.api,self.progress,self.cache = api,progress,Cache(Path(cache)/'crossref.sqlite',api.cache_days)
         self.service,self.n_new = Service(self.name, api.crossref_url, api, backoff, transport),0
+        self.key = repr(self.service)  # in the cache: another address is another service
 
     def works(self,
         dois:Sequence[str],         # as in a record
-    )->dict[str,Work|None]:         # of each; None if it is not registered there
+    )->dict[str,Work|None]:         # of each; None if it is not registered there, or the service refuses the DOI
         "What Crossref says; `ServiceError` if it cannot be asked, and what came until then stays in the cache."
         from tqdm import tqdm
-        known = self.cache.read(self.name, dois)
+        known = self.cache.read(self.key, dois)
         new = [d for d in dict.fromkeys(dois) if d not in known]
         with tqdm(total=len(new), desc=f'asking {self.name}', unit=' DOIs', leave=False, disable=not (self.progress and new)) as bar:
             for i in range(0, len(new), self.api.batch_size):
                 known |= self._remember(new[i:i+self.api.batch_size])
                 bar.update(min(self.api.batch_size, len(new)-i))
-        return {d:crossref_work(known[d]) if known[d] else None for d in dois}
+        return {d:crossref_work(known[d]) if known.get(d) else None for d in dois}
 
     def _remember(self, batch:Sequence[str])->dict[str,Any]:
         "Ask for a batch and keep the answers."
@@ -270,7 +283,7 @@ class Crossref:
         except ServiceError as e:
             when = f', and asks to wait for {e.again:,.0f} seconds' if e.again else ''
             raise ServiceError(f"{e}{when}; {self.n_new:,} answers came before and are kept in {self.cache.path}, the same command goes on from there", e.again) from e
-        self.cache.write(self.name, answers)
+        self.cache.write(self.key, answers)
         self.n_new += len(answers)
         return answers
 
@@ -287,7 +300,7 @@ def words_in_common(
 # %% ../nbs/11_fetch.ipynb #86a0edf8
 OUTCOMES = dict( # what became of a record without title or abstract
     filled='what was lacking is there now', partly='registered, but without what is lacking, or all of it',
-    other_title='the title there has little in common with the one here; nothing was taken', unknown='not registered', no_doi='no DOI to ask for')
+    other_title='the title there has little in common with the one here; nothing was taken', unknown='not registered, or not a DOI to the service', no_doi='no DOI to ask for')
 
 # %% ../nbs/11_fetch.ipynb #ec68287d
 def _offer(

@@ -175,8 +175,37 @@ def test_one_bad_doi_does_not_spoil_its_batch(crossref, tmp_path):
     crossref.mood = lambda h,dois: h.say(400, dict(status='failed', message=[dict(type='filter-not-available',message='bad')])) if bad in dois else None
     works = source(crossref,tmp_path).works([*DOIS[:6],bad])
     assert works.pop(bad) is None and all(works.values())
+    crossref.seen,crossref.mood = [],None
+    crossref.items[bad] = item(1, DOI=bad)
+    assert source(crossref,tmp_path).works([bad])[bad].title==item(1)['title'][0] and crossref.seen==[[bad]], 'a refusal is not kept'
+
+
+@pytest.mark.parametrize('n', [1,2,60])
+def test_a_gateway_that_refuses_everything_is_named_soon(n, crossref, tmp_path):
+    crossref.mood = says(400, 'Blocked by policy', kind='text/html')
+    with pytest.raises(ServiceError, match='refuses a request: 400 .*so it does whatever is asked.*0 answers came before'):
+        source(crossref,tmp_path).works([f'10.1000/{i}' for i in range(n)])
+    assert len(crossref.seen)<=8
+    crossref.mood = None
+    assert source(crossref,tmp_path).works([item(1)['DOI'].lower()])[item(1)['DOI'].lower()], 'nothing of it was kept'
+
+
+def test_answers_of_another_address_are_not_taken(crossref, tmp_path):
+    source(crossref,tmp_path).works(DOIS[:2])
+    here = source(crossref,tmp_path)
+    elsewhere = Crossref(Api(crossref_url=f'{crossref.url}/mirror'), here.cache.path.parent)
     crossref.seen = []
-    assert source(crossref,tmp_path).works([bad])=={bad:None} and not crossref.seen
+    assert set(elsewhere.works(DOIS[:2]))==set(DOIS[:2]) and crossref.seen
+    n = len(crossref.seen)
+    assert all(here.works(DOIS[:2]).values()) and len(crossref.seen)==n
+
+
+def test_a_pace_of_hours_ends_the_run_and_keeps_what_came(crossref, tmp_path):
+    crossref.headers = {'x-rate-limit-limit':'1','x-rate-limit-interval':'2h'}
+    start = time.monotonic()
+    with pytest.raises(ServiceError, match=r'api\.max_wait.*asks to wait for 7,[12]\d\d seconds; 1 answers came before'):
+        source(crossref,tmp_path,batch_size=1).works(DOIS[:3])
+    assert time.monotonic()-start<5 and len(crossref.seen)==1
 
 
 def test_odd_dois_arrive_whole(crossref, tmp_path):
