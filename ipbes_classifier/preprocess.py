@@ -26,7 +26,7 @@ import pandas as pd
 
 from .fetch import OUTCOMES, Source, count_gaps, fill_gaps, find_missing, gap_table, words_in_common
 from .files import atomic_path, write_errors, write_json, write_text
-from .records import (FIELDS, _MARK, _NOT_WORD, _csv_options, _files, _mapping, _raw_frames, _strings, clean_records, normalise_doi,
+from .records import (FIELDS, _MARK, _NOT_WORD, _csv_options, _files, _mapping, _raw_frames, _strings, check_overwrite, clean_records, normalise_doi,
                                       normalise_language, normalise_title, parse_labels, to_records)
 
 # %% ../nbs/12_preprocess.ipynb #a84f0c84
@@ -628,12 +628,13 @@ def preprocess(
 )->Account:                                           # figures, conflicts, and `rows()`
     """Fill, clean, de-duplicate and label the raw input; write the data set, and beside it `<stem>_account` as `.json`, `.csv` (rows) and `.html`.
 
-    `ValueError` if a label, suffix or language is unknown, a label column holds something else than 0 and 1, nothing remains, and for files that
+    `ValueError` if a label, suffix or language is unknown, an output would replace an input, a label column holds something else than 0 and 1, nothing remains, and for files that
     `read_records` refuses; `ServiceError` if a source cannot be asked. The same input and the same answers give the same bytes.
     """
     out = Path(out)
     settings = _settings(positives, corpus, out, labels, item_types, min_abstract_chars, keep_title_only, languages)
     inputs = _inputs(positives, corpus, settings['labels'], out.parent)
+    check_overwrite([x['file'] for x in inputs], [out,*(out.with_name(f'{out.stem}_account{s}') for s in ('.json','.csv','.html'))])
     if workers is None: workers = _cores() if sum(x['size'] for x in inputs)>50e6 else 1
     with write_errors(out), _folder_beside(out) as tmp:
         parts,k,findings,spans,asked = _first_pass(inputs, settings, tmp, workers, batch_size, progress, sources)

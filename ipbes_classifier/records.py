@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['FIELDS', 'clean_text', 'clean_texts', 'normalise_doi', 'normalise_title', 'normalise_language', 'to_records',
-           'iter_records', 'read_records', 'parse_labels', 'write_records', 'clean_records', 'check_dataset']
+           'iter_records', 'read_records', 'parse_labels', 'write_records', 'check_overwrite', 'clean_records',
+           'check_dataset']
 
 # %% ../nbs/10_records.ipynb #0d187b05
 import csv
@@ -431,6 +432,19 @@ def write_records(
         _write_table(table, tmp)
         if path.suffix.lower()!='.parquet': _check_bytes(tmp)
     return path
+
+# %% ../nbs/10_records.ipynb #bc69e796
+def check_overwrite(
+    inputs:Sequence[str|os.PathLike],  # files and folders of records
+    outputs:Sequence[str|os.PathLike], # files to be written
+)->None:
+    "`ValueError` if an output is one of the inputs, under whatever name, or would be read as part of one."
+    for o in map(Path,outputs):
+        for p in map(Path,inputs):
+            if o.resolve()==p.resolve() or (o.exists() and p.exists() and o.samefile(p)):
+                raise ValueError(f"{o} would be written over {p}, which is read; name another file for the output")
+            if p.is_dir() and o.suffix.lower()=='.parquet' and p.resolve() in o.resolve().parents:
+                raise ValueError(f"{o} would stand in the folder {p}, all files of which are read; name a file elsewhere for the output")
 
 # %% ../nbs/10_records.ipynb #e8613296
 def clean_records(

@@ -17,7 +17,7 @@ import pandas as pd
 from .files import atomic_path
 from .hub import checkpoint_folder
 from .models import Model, load_model, model_version
-from .records import clean_records, clean_texts, iter_records, to_records
+from .records import check_overwrite, clean_records, clean_texts, iter_records, to_records
 from .results import read_decisions
 from .thresholds import Calibration, calibrate
 
@@ -115,11 +115,12 @@ def predict(
 )->Path:                                 # `out`
     """Score every record of a file, in its order, with its title for people.
 
-    `ValueError` if `out` has another suffix or `path` cannot be read, `OSError` if `out` cannot be written.
+    `ValueError` if `out` has another suffix or is what is read, or `path` cannot be read, `OSError` if `out` cannot be written.
     """
     from tqdm import tqdm
     out = Path(out)
     if out.suffix not in ('.csv','.parquet'): raise ValueError(f"{out}: unknown suffix {out.suffix!r}; .csv or .parquet")
+    check_overwrite([path], [out])
     screener = Screener.load(*models)
     with atomic_path(out) as tmp, tqdm(unit='record', disable=not progress) as bar:
         write = _csv_writer(tmp) if out.suffix=='.csv' else _parquet_writer(tmp)
