@@ -7,12 +7,14 @@ __all__ = ['is_reference', 'object_reference', 'short_name', 'load_module', 'loa
            'bind_settings', 'code_hashes']
 
 # %% ../nbs/00b_extensions.ipynb #5d82a2f2
+import ast
 import importlib
 import importlib.util
 import inspect
 import os
 import re
 import sys
+import sysconfig
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from operator import attrgetter
@@ -33,8 +35,8 @@ def is_reference(
 def object_reference(
     obj:Any, # a function or a class
 )->str:      # `module:object`
-    "Where something is defined."
-    return f'{obj.__module__}:{obj.__qualname__}'
+    "Where something is defined; for an object, its class."
+    return f"{obj.__module__}:{getattr(obj,'__qualname__',type(obj).__qualname__)}"
 
 # %% ../nbs/00b_extensions.ipynb #7e9d3d73
 def short_name(
@@ -76,18 +78,55 @@ def _hashes(files:Iterable[str])->dict[str,str]:
     return {f:file_hash(f) if Path(f).is_file() else '' for f in files}
 
 # %% ../nbs/00b_extensions.ipynb #bf3c2bd3
-def _with_neighbours(module:ModuleType)->list[ModuleType]:
-    "A module and the modules in its folder or below that it uses, installed packages left out."
-    def file(m:ModuleType)->Path: return Path(getattr(m,'__file__',None) or os.devnull).resolve()
-    here,found = file(module).parent,[module]
-    for m in found:
-        for v in list(vars(m).values()):
-            used = v if isinstance(v,ModuleType) else sys.modules.get(getattr(v,'__module__',None) or '')
-            if used is None or used in found or used.__name__.startswith('ipbes_classifier'): continue
-            if file(used).is_relative_to(here) and 'site-packages' not in file(used).relative_to(here).parts and 'site-packages' not in here.parts: found.append(used)
-    return found
+def _imports(name:str, file:Path)->set[str]:
+    "The modules that a file may import: each name after `import` or `from`, and the packages that it is in."
+    package = name if file.name=='__init__.py' else name.rpartition('.')[0]
+    found:set[str] = set()
+    try: nodes = list(ast.walk(ast.parse(file.read_bytes()))) if file.suffix=='.py' else []
+    except (OSError,SyntaxError,ValueError): return found
+    for n in nodes:
+        if isinstance(n,ast.Import): found |= {a.name for a in n.names}
+        if isinstance(n,ast.ImportFrom) and (n.level==0 or package):
+            base = importlib.util.resolve_name('.'*n.level+(n.module or ''), package)
+            found |= {base,*(f'{base}.{a.name}' for a in n.names)}
+    return {'.'.join(parts[:i]) for parts in (f.split('.') for f in found) for i in range(1,len(parts)+1)}
 
 # %% ../nbs/00b_extensions.ipynb #e120764a
+def _left_behind(name:str)->set[str]:
+    "The modules that the values in an imported module are from."
+    values = list(vars(sys.modules[name]).values()) if name in sys.modules else []
+    found = [v.__name__ if isinstance(v,ModuleType) else getattr(v,'__module__',None) for v in values]
+    return {f for f in found if isinstance(f,str)}
+
+# %% ../nbs/00b_extensions.ipynb #0a1da838
+def _installed(file:Path)->bool:
+    "Does a file belong to Python or to an installed package?"
+    return bool({'site-packages','dist-packages'} & set(file.parts)) or file.resolve().is_relative_to(Path(sysconfig.get_path('stdlib')).resolve())
+
+# %% ../nbs/00b_extensions.ipynb #e7187fff
+def _neighbour(name:str, folder:Path)->Path|None:
+    "The file below `folder` that a module came from, or would come from."
+    if name.split('.')[0]=='ipbes_classifier': return None
+    m = sys.modules.get(name)
+    file = _file_of(name,folder) if m is None else Path(getattr(m,'__file__',None) or os.devnull)
+    return file if file and file.is_relative_to(folder) and not _installed(file) else None
+
+# %% ../nbs/00b_extensions.ipynb #3982c5d7
+def _files_of(module:ModuleType)->dict[str,Path]:
+    "The file of a module, and by name those of the modules beside or below it that it uses, however indirectly."
+    name,file = module.__name__,Path(module.__file__ or '')
+    found = {name:file}
+    if _installed(file): return found
+    folder = (file.parent if file.name=='__init__.py' else file).parents[name.count('.')]
+    todo = [name]
+    for n in todo:
+        for used in sorted((_imports(n,found[n])|_left_behind(n))-found.keys()):
+            if f := _neighbour(used,folder):
+                found[used] = f
+                todo.append(used)
+    return found
+
+# %% ../nbs/00b_extensions.ipynb #3faa94ad
 def load_module(
     name:str,                    # dotted name, or path of a .py file
     root:str|os.PathLike='.',    # where it is looked for first; a relative path starts here
@@ -102,7 +141,7 @@ def load_module(
     except Exception as e: raise ValueError(_why_not(name,file,folder,e)) from e
     if file and Path(module.__file__ or '').resolve()!=file:
         raise ValueError(f"{file}: a module called {name!r} is imported from {module.__file__ or 'Python itself'} already; rename yours")
-    if file: _loaded[name] = _hashes([m.__file__ or '' for m in _with_neighbours(module)])
+    if file: _loaded[name] = _hashes(map(str,_files_of(module).values()))
     named.add(name)
     return module
 
@@ -142,9 +181,10 @@ def register(
     name:str,               # of the new entry
     obj:Any,                # a function or class
     form:str='[A-Za-z][A-Za-z0-9.-]*', # what a name looks like
+    allowed:str='letters, digits, . and -', # the same in words
 )->None:
     "Add to a registry; `ValueError` if the name is taken or cannot stand in a file name."
-    if not re.fullmatch(form, name): raise ValueError(f"{name!r} cannot be the name of a {what}: a letter first, then letters, digits, . or -")
+    if not re.fullmatch(form, name): raise ValueError(f"{name!r} cannot be the name of a {what}: a letter first, then {allowed}")
     if (old := registry.get(name)) is not None and object_reference(old)!=object_reference(obj):
         raise ValueError(f"there is a {what} called {name!r} already, {object_reference(old)}; choose another name")
     registry[name] = obj
@@ -182,18 +222,21 @@ def _check_setting(f:str, where:str, key:str, value:Any, own:Mapping[str,inspect
 def code_hashes(
     *objs:Any,          # functions, classes or modules
 )->dict[str,str]:       # file or object -> sha256 of its source; nothing of this package
-    "The code of a user's own objects."
+    "The code of a user's own objects. What Python or an installed package made for them, such as a `partial`, is not their code: give the module that holds it as well."
     import hashlib
     found:dict[str,str] = {}
     for obj in objs:
-        module = obj if isinstance(obj,ModuleType) else sys.modules.get(obj.__module__)
+        while isinstance(obj,partial): obj = obj.func
+        module = obj if isinstance(obj,ModuleType) else sys.modules.get(getattr(obj,'__module__',None) or '')
         if module is None or module.__name__.split('.')[0]=='ipbes_classifier': continue
-        if getattr(module,'__file__',None) and module.__name__!='__main__': found |= {m.__name__:file_hash(m.__file__ or '') for m in _with_neighbours(module)}
-        elif not isinstance(obj,ModuleType): found[object_reference(obj)] = hashlib.sha256(_source(obj).encode()).hexdigest()
+        file = getattr(module,'__file__',None)
+        if file and module.__name__!='__main__':
+            if module is obj or not _installed(Path(file)): found |= {n:file_hash(f) for n,f in _files_of(module).items()}
+        elif module is not obj and module.__name__ not in sys.stdlib_module_names: found[object_reference(obj)] = hashlib.sha256(_source(obj).encode()).hexdigest()
     return dict(sorted(found.items()))
 
 # %% ../nbs/00b_extensions.ipynb #8ab4f0fe
 def _source(obj:Any)->str:
-    "The source of a function or class of a notebook; '' if Python does not know it."
-    try: return inspect.getsource(obj)
+    "The source of a function, class or object of a notebook; '' if Python does not know it."
+    try: return inspect.getsource(obj if hasattr(obj,'__qualname__') else type(obj))
     except (OSError,TypeError): return ''

@@ -322,7 +322,7 @@ def register_metric(
             raise ValueError(f"measure {name}: parameter {bad[0]!r} is no column; it can be given y, scores, preds and probs")
         taken = {c.removesuffix('_x') for c in results_columns(['x'])}-set(METRICS)|{'loss'}
         if name in taken: raise ValueError(f"there is a measure called {name!r} already; choose another name")
-        register(METRICS, 'measure', name, f, r'[A-Za-z]\w*')
+        register(METRICS, 'measure', name, f, r'[A-Za-z]\w*', 'letters, digits and _')
         (_less_is_better.discard if greater_is_better else _less_is_better.add)(name)
         return f
     return add

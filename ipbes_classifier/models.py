@@ -325,17 +325,22 @@ class OwnModel:
     def save(self, folder:str|os.PathLike)->None:
         "Let it write what it has learnt, then write the recipe, with the hash of its code."
         self.model.save(folder)
-        write_recipe(self, folder, **{'class':object_reference(self.cls)}, settings=self.settings, seed=self.seed, code=code_hashes(self.cls))
+        write_recipe(self, folder, **{'class':object_reference(self.cls)}, settings=self.settings, seed=self.seed, code=_code(self.cls))
 
     @classmethod
     def load(cls, folder:str|os.PathLike)->'OwnModel':
         "Read what `save` wrote; `ValueError` if nobody named the module of its class."
         r = read_json(Path(folder)/'recipe.json')
         self = cls(_trusted_class(r['class'],folder), r['labels'], Input(**r['input']), r['settings'], r['seed'], r['name'])
-        if code_hashes(self.cls)!=r['code']: warnings.warn(f"{folder}: the code of {r['class']} has changed since this model was trained", stacklevel=2)
+        if _code(self.cls)!=r['code']: warnings.warn(f"{folder}: the code of {r['class']} has changed since this model was trained", stacklevel=2)
         loaded = self.model.load(folder)
         if loaded is not None: self.model = loaded
         return self
+
+# %% ../nbs/21_models.ipynb #85f1f1eb
+def _code(cls:type)->dict[str,str]:
+    "The code of a user's class and what it uses, also of an installed package."
+    return code_hashes(cls, *filter(None,[sys.modules.get(cls.__module__)]))
 
 # %% ../nbs/21_models.ipynb #65539ee2
 def _checked_scores(model:OwnModel, scores:Any, n:int)->np.ndarray:
@@ -359,7 +364,7 @@ def _trusted_class(reference:str, folder:str|os.PathLike)->type:
 
 # %% ../nbs/21_models.ipynb #f9a14200
 def _modules_in_settings(module:str, root:Path)->None:
-    "Import a module that the settings of a project name: below `modules`, or as a model's."
+    "Let the settings of a project import what they name below `modules`; import `module` too if they name it as that of a model."
     s = load_config(root=root)
     if module in [m.rpartition(':')[0].removesuffix('.py').split('/')[-1] for m in (*s.models,*s.ensemble.models) if is_reference(m)]: load_module(module, root)
 
@@ -425,7 +430,7 @@ def model_hash(
     root:str|os.PathLike='.',  # where modules are looked for first
 )->str:                        # sha256 over config and weights of a folder, or over the code of your own class; '' for baselines, `minilm` (checked when loaded) and hub ids
     "What a local encoder or a model of your own consists of."
-    if is_own(model): return obj_hash(code_hashes(find_model(model,root)))
+    if is_own(model): return obj_hash(_code(find_model(model,root)))
     files = sorted(p for p in Path(model).glob('*') if p.name=='config.json' or p.suffix=='.safetensors') if Path(model).is_dir() else []
     return obj_hash({p.name:file_hash(p) for p in files}) if files else ''
 

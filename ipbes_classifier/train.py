@@ -11,7 +11,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from filelock import Timeout
 from .best_settings import Best, check_best, read_best, with_best
 from .card import model_card
 from .config import Settings, label_names, load_config, model_training, project_path
-from .extensions import code_hashes, use_modules
+from .extensions import code_hashes, is_reference, load_module, use_modules
 from .files import atomic_dir, file_hash, locked, obj_hash, write_errors, write_json, write_text
 from .folds import Fold, read_fold
 from .metrics import evaluate
@@ -87,6 +87,7 @@ class Trained:
     files:dict[str,Path]                     # checkpoint, dev and test predictions, results
     seconds:float
     best:Best|None = None                    # the search that its settings are from
+    code:dict[str,str] = field(default_factory=dict) # of `own_code`
 
 # %% ../nbs/22_train.ipynb #be49d85c
 def decide(
@@ -129,8 +130,11 @@ def own_code(
     loss:str='BCE', # as given by the user
 )->dict[str,str]:   # module -> sha256 of its source; nothing if all is built in
     "The project's own code that a training runs."
-    own = [find_model(model,s.root)] if is_own(model) else [find_loss(loss,s.root)]
-    return code_hashes(*own, *use_modules(s.modules,s.root))
+    modules,own = use_modules(s.modules,s.root),is_own(model)
+    name = model if own else loss
+    found = find_model(name,s.root) if own else find_loss(name,s.root)
+    named_in = [load_module(name.rpartition(':')[0],s.root)] if is_reference(name) else []
+    return code_hashes(found, *named_in, *modules)
 
 # %% ../nbs/22_train.ipynb #941ea498
 def training_identity(
@@ -163,11 +167,19 @@ def _searched(s:Settings, hp_config:str|os.PathLike, model:str, loss:str, fold:i
     return read_best(hp_config, model_name_of(model), loss_of(model,loss,s.root), fold, run, label_names(s))
 
 # %% ../nbs/22_train.ipynb #aec4f5d8
+def _advice(s:Settings, model:Model)->str:
+    "What to do when the memory does not suffice for a model that is no encoder, or to score with an encoder."
+    if model.kind=='encoder':
+        return (f"input.max_length is {model.recipe.max_length}; end what else uses this memory and give the same command again, which goes on from the last epoch, "
+                "or train with a smaller input.max_length; the batch sizes do not matter here")
+    how = f'try baseline.max_features={s.baseline.max_features//4} or baseline.ngram_max=1' if model.kind=='baseline' else 'its own code decides how much it takes'
+    return f'{how}; batch size, gradient accumulation and activation checkpointing concern encoders'
+
+# %% ../nbs/22_train.ipynb #ed7eac1b
 def _fit(s:Settings, model:Model, r:Run, train:pd.DataFrame, dev:pd.DataFrame, identity:dict, resume:bool)->list[dict]:
     "Fit a model; an encoder with its working folder, progress bar and event files."
     if model.kind!='encoder':
-        advice = f'try baseline.max_features={s.baseline.max_features//4} or baseline.ngram_max=1' if model.kind=='baseline' else 'its own code decides how much it takes'
-        with explain_memory(f'training {model.name}', f'{advice}; batch size, gradient accumulation and activation checkpointing concern encoders'): model.fit(train, dev)
+        with explain_memory(f'training {model.name}', _advice(s,model)): model.fit(train, dev)
         return []
     events = project_path(s, s.paths.results_dir)/'tensorboard'/r.checkpoint if s.logging.tensorboard else None
     work = _work_dir(s, r, identity)
@@ -221,13 +233,15 @@ def train(
     train_records,dev_records = sample_negatives(data.iloc[rows.train], labels, sampled, s.seed+run),data.iloc[rows.dev]
     with _only_one(s, r):
         with timed() as took:
-            log = _fit(s, model, r, train_records, dev_records, training_identity(s,name,r,file_hash(path),rows,loss,getattr(model,'base',None)), resume)
-            dev_scores,test_scores = model.scores(dev_records),model.scores(data.iloc[rows.test])
+            identity = training_identity(s, name, r, file_hash(path), rows, loss, getattr(model,'base',None))
+            log = _fit(s, model, r, train_records, dev_records, identity, resume)
+            with explain_memory(f'scoring dev and test with {model.name}', _advice(s,model)):
+                dev_scores,test_scores = model.scores(dev_records),model.scores(data.iloc[rows.test])
         thresholds,calibrations = decide(s, label_matrix(dev_records,labels), dev_scores)
         dev = make_split(dev_records, dev_scores, labels, thresholds, calibrations)
         test = make_split(data.iloc[rows.test], test_scores, labels, thresholds, calibrations)
         measures = evaluate(test.y, test.scores, test.preds, labels, test.probs)
-        done = Trained(s, r, model, rows, data, train_records, log, thresholds, calibrations, dev, test, measures, {}, took['seconds'], best)
+        done = Trained(s, r, model, rows, data, train_records, log, thresholds, calibrations, dev, test, measures, {}, took['seconds'], best, identity['code'])
         return save_trained(done, took)
 
 # %% ../nbs/22_train.ipynb #2204b91b
@@ -248,16 +262,10 @@ def save_trained(
             write_text(folder/'README.md', model_card(t))
             write_json(folder/'predictions.json', {k:predictions_hash(v) for k,v in tables.items()})
             write_provenance(folder, s, inputs, run=asdict(r), n=dict(train=len(t.train), dev=len(t.dev.y), test=len(t.test.y)), search=asdict(t.best) if t.best else None,
-                         code=_code_of(t), **took)
+                         code=t.code, **took)
         t.files = dict(checkpoint=checkpoint)
         for name,table in tables.items(): t.files[name] = write_predictions(table, predictions_path(s,r,name))
         row = result_row(r, t.measures, t.best.n_trials if t.best else 0, t.best.metric if t.best else '')
         t.files['results'] = add_result(results_path(s), row, labels)
     for old in (project_path(s,s.paths.final_model_dir)/'.training').glob(f'{r.checkpoint}-????????????'): shutil.rmtree(old, ignore_errors=True)
     return t
-
-# %% ../nbs/22_train.ipynb #3d994617
-def _code_of(t:Trained)->dict[str,str]:
-    "The project's own code that a trained model ran."
-    own = [t.model.cls] if t.model.kind=='own' else [find_loss(t.model.loss,t.settings.root)] if t.model.kind=='encoder' else []  # type: ignore[attr-defined]
-    return code_hashes(*own, *use_modules(t.settings.modules,t.settings.root))
