@@ -58,10 +58,16 @@ Experiment = Annotated[str, typer.Option('--experiment','-e', help='Folder of th
 Force = Annotated[bool, typer.Option('--force', help='Execute also what is done and unchanged')]
 
 # %% ../nbs/90_cli.ipynb #d32b7feb
+def _literal(value:object)->str:
+    "YAML that is read as just this value: `#`, `: ` and `${` mean nothing in it; a path is absolute."
+    import json
+    if not isinstance(value,Path): return json.dumps(value)
+    return json.dumps(str(value.absolute()).replace('${','\\${'), ensure_ascii=False)
+
 def _settings(config:Path|None, overrides:list[str]|None, **more:object)->'Settings':
     "Settings of the project here, with options laid over them as `key=value`."
     from ipbes_classifier.config import load_config
-    return load_config(config, [*(f'{k}={v}' for k,v in more.items() if v is not None), *(overrides or [])])
+    return load_config(config, [*(f'{k}={_literal(v)}' for k,v in more.items() if v is not None), *(overrides or [])])
 
 # %% ../nbs/90_cli.ipynb #def7816c
 NFolds = Annotated[int|None, typer.Option('--n-folds','-nf','--n_folds', help='Test sets')]
@@ -123,14 +129,14 @@ def preprocess(
 )->None:
     "Clean, de-duplicate and label raw libraries into one data set, with an account of every row; with -nf or -nr, also make folds."
     from ipbes_classifier.project import preprocess_project
-    s = _settings(config, overrides, **{'paths.dataset':out})
+    s = _settings(config, overrides, **{'paths.dataset':out,'folds.n_folds':n_folds,'folds.n_runs':n_runs})
     here = {l:[p.absolute() for p in ps] for l,ps in _by_label(positives).items()} if positives else None
     given = [p.absolute() for p in corpus] if corpus else ([] if here else None)
     account = preprocess_project(s, here, given, out.absolute() if out else None, fill_missing)
     for label,n in account.labels.items():
         if not n: typer.echo(f'no paper carries {label}: name its library by --positives {label}=FILE, or take it out of `labels`', err=True)
     typer.echo(f'{account}\n\n{account.out}\n{Path(account.path).with_suffix(".html")}: every row dropped or merged, and why')
-    if n_folds or n_runs: _make_folds(s, n_folds, n_runs)
+    if n_folds is not None or n_runs is not None: _make_folds(s)
 
 # %% ../nbs/90_cli.ipynb #6e6fc470
 @app.command()
@@ -144,14 +150,12 @@ def folds(
     _make_folds(_settings(config, overrides, **{'folds.n_folds':n_folds,'folds.n_runs':n_runs,'folds.test_size':test_size,'folds.dev_size':dev_size}))
 
 # %% ../nbs/90_cli.ipynb #de52fb6c
-def _make_folds(s:'Settings', n_folds:int|None=None, n_runs:int|None=None)->None:
+def _make_folds(s:'Settings')->None:
     "Split the data set and show the splits."
-    from dataclasses import replace
     from ipbes_classifier.config import label_names, project_path
     from ipbes_classifier.folds import fold_table
     from ipbes_classifier.project import split_project
     from ipbes_classifier.train import read_dataset
-    s = replace(s, folds=replace(s.folds, n_folds=n_folds or s.folds.n_folds, n_runs=n_runs or s.folds.n_runs))
     made,labels = split_project(s),label_names(s)
     table = fold_table(made, read_dataset(s)[labels].to_numpy(), labels)
     for l in ('share',*(f'{l}_share' for l in labels)): table[l] = table[l].map('{:.1%}'.format)
@@ -338,7 +342,7 @@ def convert(
 )->None:
     "Convert checkpoints, settings and figures of IPBES-Classifier; nothing is lost."
     from ipbes_classifier.convert import convert as change
-    done = change(path, labels.split(',') if labels else None, out, with_title, dev, predictions)
+    done = change(path, labels.split(',') if labels is not None else None, out, with_title, dev, predictions)
     for d in done: typer.echo(f'{os.path.relpath(d.path)}: {d.became}', err=not d.good)
     if not done: typer.echo(f'{path}: nothing to convert')
     if any(not d.good for d in done): raise typer.Exit(1)

@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import shlex
+import shutil
 import subprocess
 import sys
 import warnings
@@ -151,6 +152,19 @@ def test_preprocess_also_makes_folds(lab):
     assert 'Crossref' in out and crossref.seen
     assert len(list((root/'data/folds').glob('*_run-0.csv')))==15 and not list((root/'data/folds').glob('*_run-1.csv'))
     assert read_fold(root/'data/folds', 4, 0, root/'data/cleaned_dataset.csv').fold==4
+
+
+def test_folds_are_of_the_data_set_that_was_just_written(lab, tmp_path):
+    root = tmp_path/'project'
+    shutil.copytree(lab[0]/'data/raw', root/'data/raw')
+    shutil.copytree(lab[0]/'configs', root/'configs', ignore=shutil.ignore_patterns('best_hpo.yaml'))
+    (root/'sub').mkdir()
+    for n in (0,1):
+        _,err = ipbes('preprocess', '-nf', n, cwd=root/'sub', code=1)
+        assert f'`folds.n_folds` is {n}; it should be above 1' in err.splitlines()[-1] and not list(root.rglob('cleaned_dataset*'))
+    out,_ = ipbes('preprocess', '-o', 'data #1: ${x}.csv', '-nf', 2, cwd=root/'sub')
+    assert f'{root}/sub/data #1: ${{x}}.csv' in out and len(list((root/'data/folds').glob('*_run-0.csv')))==6
+    assert read_fold(root/'data/folds', 1, 0, root/'sub/data #1: ${x}.csv').fold==1
 
 
 def test_train_line(lab):
