@@ -12,7 +12,7 @@ import gc
 import os
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ import pandas as pd
 from .config import Input, Settings, Training, label_names, model_training
 from .files import file_hash, read_json
 from .losses import make_loss, trainer_loss
-from .memory import explain_memory, memory_advice
+from .memory import OutOfMemory, explain_memory, memory_advice
 from .metrics import greater_is_better
 from .models import SHORT_NAMES, check_outputs, input_texts, label_matrix, model_hash, model_name, no_weights, write_recipe
 from .progress import epoch_progress
@@ -47,12 +47,16 @@ def encoder_source(
     return str(MODEL_DIR)
 
 # %% ../nbs/21b_encoders.ipynb #376c7a31
+TOO_BIG = 'no setting makes the weights smaller; end what else uses this memory, or choose a smaller encoder'
+
+# %% ../nbs/21b_encoders.ipynb #57ce7d3d
 @contextmanager
 def _hub_errors(source:str)->Iterator[None]:
     "Turn the errors of loading `source` into one sentence."
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-    try: yield
-    except (ImportError,MemoryError): raise
+    try:
+        with explain_memory(f'loading {source}', TOO_BIG): yield
+    except (ImportError,OutOfMemory): raise
     except Exception as e:
         if Path(source).is_dir(): raise ValueError(f"{source} is not a complete encoder: {' '.join(str(e).split())[:300]}") from e
         if not isinstance(e,(OSError,HfHubHTTPError,HFValidationError)): raise
@@ -167,7 +171,7 @@ def _checkpoint(folder:str|os.PathLike)->tuple['PreTrainedModel','PreTrainedToke
     with _hub_errors(str(folder)),_quiet():
         model = AutoModelForSequenceClassification.from_pretrained(folder, use_safetensors=True, dtype=torch.float32)
         tokenizer = _with_words(AutoTokenizer.from_pretrained(folder), model, str(folder))
-    return model.to(best_device()).eval(), tokenizer
+    with explain_memory(f'loading {folder}', TOO_BIG): return model.to(best_device()).eval(), tokenizer
 
 # %% ../nbs/21b_encoders.ipynb #5d7e0324
 def _with_words(tokenizer:'PreTrainedTokenizerBase', model:'PreTrainedModel', source:str)->'PreTrainedTokenizerBase':
@@ -362,6 +366,32 @@ def _stopped_early(epoch:Path, patience:int)->bool:
     return bool(patience) and early.get('attributes',{}).get('early_stopping_patience_counter',0)>=patience
 
 # %% ../nbs/21b_encoders.ipynb #73c96aab
+def _make_trainer(encoder:Encoder, train:pd.DataFrame|list[dict], dev:pd.DataFrame|list[dict], work:str|os.PathLike, progress:bool,
+                  tensorboard_dir:str|os.PathLike|None, callbacks:Sequence[Any], keep_epochs:bool)->'Trainer':
+    "The `Trainer` of an encoder; making it moves the weights to the GPU."
+    from transformers import DataCollatorWithPadding, PrinterCallback
+    t = encoder.training
+    shown = [epoch_progress(*check_metric(t.metric_for_best_model,encoder.labels), encoder.name)] if progress else []
+    with explain_memory(f'placing {encoder.name} and its records', TOO_BIG):
+        trainer = _trainer_class()(
+            encoder.model, training_arguments(t, encoder.labels, work, encoder.seed, keep_epochs),
+            train_dataset=_dataset(encoder,train), eval_dataset=_dataset(encoder,dev,by_length=True), processing_class=encoder.tokenizer,
+            data_collator=DataCollatorWithPadding(encoder.tokenizer), compute_metrics=_dev_measures(encoder.labels,t.metric_for_best_model),
+            compute_loss_func=trainer_loss(make_loss(encoder.loss,t,encoder.labels,encoder.root)), callbacks=[*_callbacks(t,tensorboard_dir),*callbacks,*shown])
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+# %% ../nbs/21b_encoders.ipynb #1ed230fd
+def _run(trainer:'Trainer', encoder:Encoder, work:Path, resume:bool)->list[dict]:
+    "Train from the start, or go on from a complete epoch in `work`; the log of all epochs."
+    t = encoder.training
+    epoch = _last_epoch(work) if resume else None
+    if epoch and _stopped_early(epoch, t.early_stopping_patience): trainer.args.num_train_epochs = round(read_json(epoch/'trainer_state.json')['epoch'])
+    with _quiet(),explain_memory(f'training {encoder.name}', memory_advice(t,encoder.recipe.max_length)):
+        trainer.train(resume_from_checkpoint=str(epoch) if epoch else None)
+    return trainer.state.log_history
+
+# %% ../nbs/21b_encoders.ipynb #e77695e8
 def fine_tune(
     encoder:Encoder,                             # changed in place
     train:pd.DataFrame|list[dict],               # records with 0/1 label columns, or their rows as `_dataset` makes them
@@ -374,22 +404,11 @@ def fine_tune(
     keep_epochs:bool=True,                       # False: write nothing, and keep the last epoch instead of the best
 )->list[dict]:                                   # losses and dev measures of each epoch
     "Fine-tune with the Hugging Face `Trainer`; the best epoch's weights stay in `encoder`. `OutOfMemory` says which settings take less."
-    import tempfile
-    from transformers import DataCollatorWithPadding, PrinterCallback
-    t,work = encoder.training,Path(work_dir or tempfile.mkdtemp())
-    work.mkdir(parents=True, exist_ok=True)
-    shown = [epoch_progress(*check_metric(t.metric_for_best_model,encoder.labels), encoder.name)] if progress else []
-    trainer = _trainer_class()(
-        encoder.model, training_arguments(t, encoder.labels, work, encoder.seed, keep_epochs),
-        train_dataset=_dataset(encoder,train), eval_dataset=_dataset(encoder,dev,by_length=True), processing_class=encoder.tokenizer,
-        data_collator=DataCollatorWithPadding(encoder.tokenizer), compute_metrics=_dev_measures(encoder.labels,t.metric_for_best_model),
-        compute_loss_func=trainer_loss(make_loss(encoder.loss,t,encoder.labels,encoder.root)), callbacks=[*_callbacks(t,tensorboard_dir),*callbacks,*shown])
-    trainer.remove_callback(PrinterCallback)
-    epoch = _last_epoch(work) if resume else None
-    if epoch and _stopped_early(epoch, t.early_stopping_patience): trainer.args.num_train_epochs = round(read_json(epoch/'trainer_state.json')['epoch'])
-    with _quiet(),explain_memory(f'training {encoder.name}', memory_advice(t,encoder.recipe.max_length)):
-        trainer.train(resume_from_checkpoint=str(epoch) if epoch else None)
-    log = trainer.state.log_history
+    from tempfile import TemporaryDirectory
+    with nullcontext(work_dir) if work_dir else TemporaryDirectory() as work:
+        Path(work).mkdir(parents=True, exist_ok=True)
+        trainer = _make_trainer(encoder, train, dev, work, progress, tensorboard_dir, callbacks, keep_epochs)
+        log = _run(trainer, encoder, Path(work), resume)
     encoder.model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).eval()
     del trainer
     free_memory()

@@ -6,7 +6,9 @@
 __all__ = ['OutOfMemory', 'is_out_of_memory', 'smaller_batch', 'memory_advice', 'explain_memory']
 
 # %% ../nbs/20e_memory.ipynb #64431236
+import errno
 import math
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -17,13 +19,17 @@ class OutOfMemory(OSError):
     "A training needs more memory than there is; the message says what to change."
 
 # %% ../nbs/20e_memory.ipynb #b5fb3365
+SAID = ("can't allocate memory|cannot allocate memory|not enough memory|out of memory|std::bad_alloc|cu(blas|dnn)_status_alloc_failed|"
+        'dataloader worker .*killed by signal: killed')  # by PyTorch, CUDA and the C++ library
+
+# %% ../nbs/20e_memory.ipynb #380f0e7c
 def is_out_of_memory(
     e:BaseException, # any error
 )->bool:             # is it about memory?
     "Does an error say that memory ran out, on the CPU or a GPU?"
+    if isinstance(e,MemoryError) or isinstance(e,OSError) and e.errno==errno.ENOMEM: return True
     said = str(e).lower()
-    return isinstance(e,MemoryError) or type(e).__name__ in ('OutOfMemoryError','AcceleratorError') and 'memory' in said or isinstance(e,RuntimeError) and any(
-        s in said for s in ("can't allocate memory",'not enough memory','out of memory','cublas_status_alloc_failed','cannot allocate memory'))
+    return type(e).__name__ in ('OutOfMemoryError','AcceleratorError') and 'memory' in said or isinstance(e,RuntimeError) and bool(re.search(SAID,said))
 
 # %% ../nbs/20e_memory.ipynb #7f3abd9c
 def smaller_batch(
@@ -45,8 +51,9 @@ def memory_advice(
            f"activation_checkpointing {str(t.activation_checkpointing).lower()}, input.max_length {max_length}")
     ways = [f"training.per_device_train_batch_size={batch} training.gradient_accumulation_steps={accumulation}"] if batch<t.per_device_train_batch_size else []
     ways += ["training.activation_checkpointing=true"] if not t.activation_checkpointing else []
-    ways += [f"input.max_length={max_length//2}"] if max_length>128 or not ways else []
-    return f"{now}; try {', or '.join(ways)}"
+    ways += ["training.dataloader_num_workers=0"] if t.dataloader_num_workers else []
+    ways += [f"input.max_length={max(8,max_length//2)}"] if max_length>8 and (max_length>128 or not ways) else []
+    return f"{now}; try {', or '.join(ways or ['a smaller encoder'])}"
 
 # %% ../nbs/20e_memory.ipynb #a2b16e9c
 @contextmanager

@@ -2,6 +2,7 @@
 import os
 import subprocess
 import sys
+import tempfile
 from dataclasses import replace
 
 import numpy as np
@@ -87,6 +88,37 @@ def test_scoring_dev_names_the_batch_of_scoring(monkeypatch):
     monkeypatch.setattr(Trainer, 'prediction_step', fails)
     with pytest.raises(OutOfMemory, match='scoring dev: per_device_eval_batch_size is 32; try training.per_device_eval_batch_size=8'):
         small_encoder().fit(toy(48), toy(12), progress=False)
+
+
+def test_weights_that_do_not_fit_are_told_when_they_are_moved(monkeypatch, tmp_path):
+    "The constructor of the Trainer moves the model to the GPU; no batch size helps there, and no working folder stays behind."
+    from transformers import Trainer
+    def fails(*args, **kwargs): raise ERRORS[0]
+    monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path))
+    monkeypatch.setattr(Trainer, '__init__', fails)
+    with pytest.raises(OutOfMemory, match='placing small and its records: no setting makes the weights smaller'): small_encoder().fit(toy(48), toy(12), progress=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_temporary_working_folder_is_gone_after_the_training(monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path))
+    encoder = small_encoder().fit(toy(48), toy(12), progress=False)
+    assert not list(tmp_path.iterdir()) and np.isfinite(encoder.scores(toy(12))).all()
+
+
+def test_scoring_after_the_training_says_that_the_training_is_kept(monkeypatch, tmp_path):
+    "The same command then trains nothing again."
+    from transformers import Trainer
+    from ipbes_classifier.train import train
+    s = sample_project(tmp_path/'p', n=300, overrides=['folds.n_folds=2','logging.progress=false','logging.tensorboard=false','input.max_length=16',
+        'models={minilm: {num_train_epochs: 1, optional_negatives: 10, per_device_train_batch_size: 8, gradient_accumulation_steps: 1}}'])
+    def fails(*args, **kwargs): raise ERRORS[0]
+    with monkeypatch.context() as m:
+        m.setattr(Encoder, 'scores', fails)
+        with pytest.raises(OutOfMemory, match='scoring dev and test with minilm: input.max_length is 16; .* goes on from the last epoch, or train with a smaller input.max_length'):
+            train('minilm', settings=s)
+    monkeypatch.setattr(Trainer, 'training_step', fails)
+    assert train('minilm', settings=s).files['checkpoint'].is_dir()
 
 
 def test_another_error_stays_what_it_is(monkeypatch):
