@@ -24,11 +24,14 @@ import pandas as pd
 from filelock import Timeout
 
 from .best_settings import Best, best_key, check_best_file, write_best
-from .config import Settings, label_names, model_training, project_path
+from .config import Settings, label_names, load_config, model_training, project_path
+from .extensions import code_hashes, use_modules
 from .files import file_hash, locked, obj_hash, write_json, write_text
 from .folds import read_fold
-from .models import INPUT_FIELDS, Model, known_model, label_matrix, loss_of, make_model, model_hash
-from .provenance import PACKAGES, seed_everything, versions
+from .losses import LOSSES
+from .metrics import METRICS
+from .models import INPUT_FIELDS, MODELS, Model, known_model, label_matrix, loss_of, make_model, model_hash
+from .provenance import PACKAGES, device_name, seed_everything, versions
 from .search_space import Range, Space, first_point, nested, ray_tune, search_space, trial_settings, tune_space
 from .train import _settings, own_code, read_dataset, rows_hash, sample_negatives
 
@@ -218,6 +221,19 @@ def _metric(s:Settings, kind:str, metric:str|None)->tuple[str,bool]:
     return name,more
 
 # %% ../nbs/23_hpo.ipynb #0be0f605
+def _check_importable(s:Settings, model:str, loss:str, metric:str)->None:
+    "Refuse a registered model, loss or measure whose module the settings do not name."
+    modules = use_modules(s.modules, s.root)
+    there = {'ipbes_classifier',*code_hashes(*modules),*(m.__name__ for m in modules)}
+    measures = [m for m in METRICS if metric in {f'eval_{m}_{x}' for x in (*label_names(s),'macro')}]
+    for what,registry,names in (('model',MODELS,[model]), ('loss',LOSSES,[loss,*model_training(s,model).loss_settings]), ('measure',METRICS,measures)):
+        for name in names:
+            module = registry[name].__module__ if name in registry else 'ipbes_classifier'
+            if not any(module==m or module.startswith(f'{m}.') for m in there):
+                raise ValueError(f"{what} {name!r} was registered in {module}, which the processes of a search do not import; register it in a file "
+                                 "of the project and name that below `modules:` in the settings")
+
+# %% ../nbs/23_hpo.ipynb #795b4c21
 def plan_search(
     s:Settings,           # with the metric of the search as `metric_for_best_model`
     model:str,            # of `known_model`
@@ -229,6 +245,7 @@ def plan_search(
     "Read and check all that a search needs; the fold's test rows are left behind."
     m,labels = make_model(model, s, loss, run),label_names(s)
     name,more = _metric(s, m.kind, metric)
+    _check_importable(s, model, loss, name)
     data,path = read_dataset(s),project_path(s,s.paths.dataset)
     rows = read_fold(project_path(s,s.paths.folds_dir), fold, run, path, len(data))
     sampled = model_training(s,model).optional_negatives if m.kind=='encoder' else 0
@@ -241,7 +258,7 @@ def plan_search(
 def _identity(p:Plan)->dict[str,Any]:
     "What two searches must share to be one."
     s = p.settings
-    t = dict(baseline=asdict(s.baseline)) if p.kind=='baseline' else dict(training=asdict(model_training(s,p.model)))
+    t = dict(baseline=asdict(s.baseline)) if p.kind=='baseline' else dict(training=asdict(model_training(s,p.model)), device=device_name())
     return dict(key=p.key, model=p.model, data=p.data_hash, rows=p.rows, metric=p.metric, space={'.'.join(k):str(r) for k,r in p.space.items()},
                 n_trials=s.hpo.n_trials, scheduler=asdict(s.hpo.scheduler), seed=s.seed, labels=label_names(s), input=asdict(s.input),
                 encoder=model_hash(p.model,s.root), code=own_code(s,p.model,p.loss_given), versions=_versions(), **t)
@@ -259,6 +276,7 @@ def _folder(p:Plan)->Path:
 def _trial(values:Mapping[str,Any], data:Mapping[str,Any], plan:Plan)->None:
     "What Ray Tune calls: one trial with the values that HyperOpt proposes."
     tune,p = ray_tune(),plan
+    use_modules(p.settings.modules, p.settings.root)
     s = trial_settings(p.settings, p.section, p.model, {path:values['.'.join(path)] for path in p.space})
     report = _best_so_far(tune.report, p.metric, p.more)
     run_trial(s, p.model, p.loss_given, p.run, data, p.metric, report, tune.get_context().get_trial_dir())
@@ -372,32 +390,55 @@ class Search:
 def _best_values(p:Plan, trials:pd.DataFrame)->dict[tuple[str,...],Any]:
     "The settings of the best trial, as plain Python values; the earlier of two equal ones."
     i = int((trials['value'] if p.more else -trials['value']).argmax())
-    def plain(v:Any)->Any: return v.item() if hasattr(v,'item') else v
-    return {path:plain(trials['.'.join(path)].iloc[i]) for path in p.space}
+    return {path:_as_tried(r,trials['.'.join(path)].iloc[i]) for path,r in p.space.items()}
 
 # %% ../nbs/23_hpo.ipynb #193020de
+def _as_tried(r:Range, value:Any)->Any:
+    "A value of the table as the trial had it, a plain Python value."
+    if r.kind=='fixed': return r.values[0]
+    if r.kind=='choice': return next((v for v in r.values if str(v)==str(value)), next((v for v in r.values if v==value), value))
+    return float(value)
+
+# %% ../nbs/23_hpo.ipynb #66feb333
 def _best(p:Plan, trials:pd.DataFrame)->Best:
     "The entry for best_hpo.yaml; `ValueError` if every trial has failed."
-    if not trials['value'].notna().any(): raise ValueError(f"all {len(trials)} trials failed; the first: {trials['error'].iloc[0]}")
+    if not trials['value'].notna().any(): raise ValueError(f"all {len(trials)} trials failed; the first: {trials['error'].iloc[0]}; the same command tries them again")
     s,value = p.settings,float(trials['value'].max() if p.more else trials['value'].min())
     return Best(p.name, p.loss, p.fold, p.run, {p.section:nested(_best_values(p,trials))}, p.metric, 'max' if p.more else 'min', value, len(trials),
                 s.input.with_title, s.input.with_keywords, label_names(s), s.seed, p.data_hash, p.rows, _versions())
 
 # %% ../nbs/23_hpo.ipynb #91ce6235
+_ALL_FAILED = 'failed.json'  # in place of search.json where no trial succeeded
+
+# %% ../nbs/23_hpo.ipynb #5e68a267
 def _finish(p:Plan, folder:Path, results:Any)->None:
     "Write the tables of a complete search beside its trials."
     trials = pd.DataFrame([_row(p,r) for r in results]).sort_values('trial', ignore_index=True)
     if len(trials)<p.settings.hpo.n_trials: raise ValueError(f"{len(trials)} of {p.settings.hpo.n_trials} trials are done; the same command goes on")
     epochs = pd.concat([pd.DataFrame(columns=['trial','epoch']),*[_epochs(r) for r in results]]).sort_values(['trial','epoch'], ignore_index=True)
     for name,table in (('trials',trials),('epochs',epochs)): write_text(folder/f'{name}.csv', table.to_csv(index=False, lineterminator='\n'))
-    write_json(folder/'search.json', _identity(p))
-
-# %% ../nbs/23_hpo.ipynb #5e68a267
-def _tables(folder:Path)->tuple[pd.DataFrame,pd.DataFrame]:
-    "The tables of trials and epochs of a complete search."
-    return pd.read_csv(folder/'trials.csv', keep_default_na=False, na_values=dict(value=[''])), pd.read_csv(folder/'epochs.csv')
+    write_json(folder/('search.json' if trials['value'].notna().any() else _ALL_FAILED), _identity(p))
 
 # %% ../nbs/23_hpo.ipynb #256a944f
+def _tables(p:Plan, folder:Path)->tuple[pd.DataFrame,pd.DataFrame]:
+    "The tables of trials and epochs of a complete search."
+    exact = ['value',*('.'.join(k) for k,r in p.space.items() if r.kind in ('uniform','loguniform'))]  # pandas 3.0 may miss the last digit
+    trials = pd.read_csv(folder/'trials.csv', keep_default_na=False, converters={c:lambda v: float(v or 'nan') for c in exact})
+    return trials,pd.read_csv(folder/'epochs.csv')
+
+# %% ../nbs/23_hpo.ipynb #5d6ea171
+class _Counter:
+    "A file that keeps nothing but the number of bytes written to it."
+    n = 0
+    def write(self, piece:Any)->None: self.n += memoryview(piece).nbytes
+
+def _size(data:Any)->int:
+    "Bytes of the pickled data."
+    counter = _Counter()
+    pickle.Pickler(counter, protocol=5).dump(data)
+    return counter.n
+
+# %% ../nbs/23_hpo.ipynb #01a6b2f8
 def _run_trials(p:Plan, folder:Path, say:Callable[[str],Any])->Any:
     "Run what remains of the trials."
     import logging
@@ -405,14 +446,14 @@ def _run_trials(p:Plan, folder:Path, say:Callable[[str],Any])->Any:
     logger = logging.getLogger('ray')
     level = logger.level
     try:
-        with ray_session(p.settings, len(pickle.dumps(p.data))),_environment(RAY_ENVIRONMENT):
+        with ray_session(p.settings, _size(p.data)),_environment(RAY_ENVIRONMENT):
             logger.setLevel(logging.CRITICAL)
             return _tuner(p, folder).fit()
     finally:
         logger.setLevel(level)
         del _LISTENERS[folder.name]
 
-# %% ../nbs/23_hpo.ipynb #5d6ea171
+# %% ../nbs/23_hpo.ipynb #230349eb
 def search(
     model_name:str,                      # baseline, `minilm`, folder, hub id, or a class of your own
     fold:int=0,                          # whose test records are never looked at
@@ -433,8 +474,10 @@ def search(
     Trials that fail are left out. `ValueError` or `OSError` says what is wrong with settings, ranges or files before the first trial, or that all
     trials failed, or that Ray does not start.
     """
+    s = settings or load_config(config, overrides)
+    use_modules(s.modules, s.root)
     name = known_model(model_name)
-    s = _settings(settings, config, overrides, with_title, with_keywords, None, name)
+    s = _settings(s, None, (), with_title, with_keywords, None, name)
     s = replace(s, hpo=replace(s.hpo, n_trials=n_trials or s.hpo.n_trials, metric=hpo_metric or s.hpo.metric))
     s = _settings(s, None, (), None, None, s.hpo.metric, name)
     file = project_path(s, s.paths.best_hpo)
@@ -442,11 +485,18 @@ def search(
     p = plan_search(s, name, fold, run, loss)
     folder = _folder(p)
     with _only_one(folder):
-        if not resume: shutil.rmtree(folder, ignore_errors=True)
+        if not resume or (folder/_ALL_FAILED).exists(): shutil.rmtree(folder, ignore_errors=True)
         if not (folder/'search.json').exists(): _finish(p, folder, _run_trials(p, folder, say))
-        trials,epochs = _tables(folder)
+        trials,epochs = _tables(p, folder)
     best = _best(p, trials)
+    _say_failed(trials, say)
     return Search(p, best, trials, epochs, folder, write_best(file,best))
+
+# %% ../nbs/23_hpo.ipynb #25dd53c8
+def _say_failed(trials:pd.DataFrame, say:Callable[[str],Any])->None:
+    "Tell of failed trials, which are not tried again unless asked for."
+    failed = trials[trials['status']=='failed']
+    if len(failed): say(f"{len(failed)} of {len(trials)} trials failed, the first: {failed['error'].iloc[0]}; `--restart` (`resume=False`) searches anew")
 
 # %% ../nbs/23_hpo.ipynb #98dab8dc
 @contextmanager
@@ -471,7 +521,7 @@ def _setting_panel(ax:Any, t:pd.DataFrame, key:str, r:Range, more:bool)->None:
     "Value by one setting; choices stand side by side."
     if r.kind!='choice': _points(ax, t, t[key].tolist(), more)
     else:
-        _points(ax, t, [r.values.index(v) for v in t[key].tolist()], more)
+        _points(ax, t, [r.values.index(_as_tried(r,v)) for v in t[key].tolist()], more)
         ax.set_xticks(range(len(r.values)), [str(v) for v in r.values])
     if r.kind=='loguniform': ax.set_xscale('log')
     ax.set_xlabel(key)

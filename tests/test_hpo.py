@@ -88,12 +88,15 @@ def test_a_failing_trial_costs_one_trial(small):
     s = replace(small, input=replace(small.input,with_title=False), hpo=replace(small.hpo, n_trials=3, space=dict(baseline=dict(min_df='choice(2, 1000)'))))
     lines = []
     found = search('tfidf-logreg', settings=s, say=lines.append)
-    assert set(found.trials.status)=={'done','failed'} and len(lines)==3
+    assert set(found.trials.status)=={'done','failed'} and len(lines)==4 and '`--restart`' in lines[3]
     assert found.best.settings==dict(baseline=dict(min_df=2))
     assert all('no terms remain' in e for e in found.trials.error[found.trials.status=='failed'])
-    assert sum('failed' in line for line in lines)==(found.trials.status=='failed').sum()
+    assert sum('] failed' in line for line in lines)==(found.trials.status=='failed').sum()
     alone = replace(s, hpo=replace(s.hpo, n_trials=1, space=dict(baseline=dict(min_df='choice(900, 1000)'))))
-    with pytest.raises(ValueError, match='all 1 trials failed; .*no terms remain'): search('tfidf-logreg', settings=alone, say=str)
+    for _ in range(2):
+        lines = []
+        with pytest.raises(ValueError, match='all 1 trials failed; .*no terms remain.*tries them again'): search('tfidf-logreg', settings=alone, say=lines.append)
+        assert len(lines)==1 and lines[0].startswith('[1/1] failed'), 'tried again the second time'
 
 
 def test_trials_keep_no_weights_and_write_tensorboard_events(found):
@@ -105,6 +108,67 @@ def test_trials_keep_no_weights_and_write_tensorboard_events(found):
 def test_entries_of_other_models_stay(small, found):
     other = search('tfidf-svm', settings=small, n_trials=1, say=str)
     assert other.file==found.file and set(read_searches(found.file))>={found.plan.key,other.plan.key}
+
+
+MODULE = '''
+import numpy as np
+from ipbes_classifier.losses import register_loss
+from ipbes_classifier.metrics import register_metric
+from ipbes_classifier.models import register_model
+
+@register_metric('hits')
+def hits(y, preds): return float((y==preds).mean())
+
+@register_loss('hinge-like')
+def hinge_like(logits, y): return (1-(2*y-1)*logits).clamp(min=0)
+
+@register_model('short-or-long')
+class ShortOrLong:
+    loss = 'none'
+    def __init__(self, labels, words=12): self.labels,self.words = labels,words
+    def fit(self, train, dev): pass
+    def scores(self, records): return np.tile((records.abstract.str.split().str.len().to_numpy()>=self.words)[:,None]*.5, (1,len(self.labels)))
+    def save(self, folder): pass
+    @classmethod
+    def load(cls, folder, labels): return cls(labels)
+'''
+
+
+@pytest.fixture
+def named(small, tmp_path):
+    "A project whose settings name a module with a measure, a loss and a model; forgotten afterwards."
+    from ipbes_classifier import losses, metrics, models
+    before = [(r,set(r)) for r in (losses.LOSSES,metrics.METRICS,models.MODELS)]
+    s = project(tmp_path/'p')
+    (tmp_path/'p/my_search.py').write_text(MODULE)
+    (tmp_path/'p/configs/train.yaml').write_text('modules: [my_search]')
+    yield s.root
+    for r,names in before:
+        for k in set(r)-names: del r[k]
+    sys.modules.pop('my_search', None)
+
+
+def test_trials_know_the_model_and_the_measure_of_a_named_module(named, monkeypatch):
+    monkeypatch.chdir(named)
+    found = search('short-or-long', n_trials=2, hpo_metric='eval_hits_macro', say=str,
+                   overrides=['hpo.space={training: {model_settings: {words: "choice(3, 12, 20)"}}}'])
+    assert found.best.metric=='eval_hits_macro' and (found.trials.status=='done').all(), found.trials.to_string()
+    assert set(found.trials['model_settings.words'])<={3,12,20}
+
+
+@pytest.mark.long
+def test_trials_know_the_loss_of_a_named_module(named):
+    s = load_config(root=named, env='', overrides=['models.minilm.num_train_epochs=1'])
+    found = search('minilm', loss='hinge-like', n_trials=1, settings=s, say=str)
+    assert found.trials.status.tolist()==['done'], found.trials.to_string()
+
+
+def test_what_no_module_of_the_settings_registers_is_refused(named):
+    s = load_config(root=named, env='')
+    for args in (dict(model_name='short-or-long'),dict(model_name='tfidf-svm',hpo_metric='eval_hits_macro')):
+        with pytest.raises(ValueError, match='was registered in my_search, which the processes of a search do not import'):
+            search(**args, settings=replace(s,modules=[]), say=str)
+    assert not (Path(s.root)/'results/ray_results').exists(), 'no trial has run'
 
 
 def ipbes(root, *args, **env):
