@@ -8,6 +8,7 @@ __all__ = ['Task', 'train_tasks', 'ensemble_tasks', 'compare_tasks', 'report_pat
 
 # %% ../nbs/40_pipeline.ipynb #74b38a90
 import os
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -53,12 +54,13 @@ def train_tasks(
     folds:Sequence[int],  # which folds
     losses:Sequence[str], # of encoders
     runs:Sequence[int],   # repetitions
+    project:str|os.PathLike='.', # where modules are looked for first
     **parameters:Any,     # of each report, e.g. with_title
 )->list[Task]:            # folds together, so that a fold's ensemble can follow its models
     "Training tasks of the grid; `ValueError` for unknown models, or two of one name."
     names = [short_name(l) for l in losses]
     if twice := [l for l,n in zip(losses,names) if names.count(n)>1 and losses.count(l)==1]: raise ValueError(f"two losses are called {short_name(twice[0])!r} in file names: {', '.join(twice)}")
-    cells = {(m,loss_of(m,l),f,r):losses[0] if m in BASELINES or is_own(m) else l for r in runs for f in folds for m in check_model_names(list(models)) for l in losses}
+    cells = {(m,loss_of(m,l,project),f,r):losses[0] if m in BASELINES or is_own(m) else l for r in runs for f in folds for m in check_model_names(list(models)) for l in losses}
     return [Task('train', m, name, f, r, dict(model=m, loss=l, fold=f, run=r, **parameters)) for (m,name,f,r),l in cells.items()]
 
 # %% ../nbs/40_pipeline.ipynb #7cb4bc65
@@ -221,6 +223,12 @@ class Grid:
     skipped:list[str] = field(default_factory=list)         # done before, unchanged
     failed:dict[str,str] = field(default_factory=dict)      # task to the last line of its error
 
+# %% ../nbs/40_pipeline.ipynb #01bb8f04
+def _without_api(parameters:Mapping[str,Any])->dict[str,Any]:
+    "Parameters of a report without overrides of `api.*`, by whichever name."
+    kept = [o for o in parameters.get('overrides') or () if not re.match(r'\s*(api|pyalex)\b', o)]
+    return {k:kept if k=='overrides' else v for k,v in parameters.items()}
+
 # %% ../nbs/40_pipeline.ipynb #616a4ed2
 def run_tasks(
     s:Settings,               # the project
@@ -230,6 +238,7 @@ def run_tasks(
     say:Callable[[str],None]=print, # tells what happens
 )->Grid:
     "Execute what remains of the tasks; parameters of all are checked before the first runs. `ValueError` if another process runs the experiment."
+    tasks = [replace(t,parameters=_without_api(t.parameters)) for t in tasks]
     for t in tasks: check_parameters(report_path(s,t.report), t.parameters)
     folder = project_path(s,s.paths.papermill_dir)/experiment
     try:
@@ -301,17 +310,19 @@ def run_grid(
     experiment:str='main',            # name of the folder below `papermill_runs/`
     with_ensemble:bool=True,          # combine the models, if there are several
     with_compare:bool=True,           # a leaderboard at the end
-    parameters:Mapping[str,Any]|None=None, # of every report: config, overrides, note, with_title, ...
+    parameters:Mapping[str,Any]|None=None, # of every report: config, overrides, note, with_title, ...; paths are seen from here
     force:bool=False,                 # execute also what is done and unchanged
     say:Callable[[str],None]=print,
 )->Grid:
     "Models x folds x losses x runs, then ensembles and a comparison; finished and unchanged reports are skipped."
     models,folds = list(models or s.ensemble.models), list(folds or _made_folds(s))
+    use_modules(s.modules, s.root)
     for m in models:
         for l in losses: own_code(s, known_model(m), l)
-    _check_same_settings(s, parameters or {})
-    p = dict(root='', with_title=s.input.with_title, with_keywords=s.input.with_keywords) | dict(parameters or {})
-    tasks = train_tasks(models, folds, losses, runs, **p)
+    parameters = {k:os.path.abspath(v) if k in ('config','hp_config') and v else v for k,v in (parameters or {}).items()}
+    _check_same_settings(s, parameters)
+    p = dict(root='', with_title=s.input.with_title, with_keywords=s.input.with_keywords) | parameters
+    tasks = train_tasks(models, folds, losses, runs, s.root, **p)
     several = with_ensemble and len(models)>1
     shared = {k:v for k,v in p.items() if k not in ('best_metric','hp_config')}
     if several: tasks += ensemble_tasks(models, folds, losses, runs, **shared)
