@@ -324,11 +324,16 @@ def push(
     dry_run:Annotated[bool, typer.Option('--dry-run', help='Check and show what would go; send nothing')]=False,
 )->None:
     "Upload a checkpoint with its model card to the Hugging Face hub."
-    from ipbes_classifier.hub import prepare, push as send
+    from ipbes_classifier.hub import look, prepare, send
     upload = prepare(checkpoint, repo_id, include or ())
     for name,size in upload.sizes().items(): typer.echo(f'{size:12,}  {name}')
     typer.echo(f'{upload.version}, licence {upload.licence}, {"private" if private else "public"}')
-    if not dry_run: typer.echo(send(checkpoint, repo_id, private, revision, include=include or ()).url)
+    try: done = look(upload, revision) if dry_run else send(upload, private, revision)
+    except (ValueError,OSError) as e:
+        if not dry_run: raise
+        return typer.echo(f'what would be removed there was not asked for: {e}', err=True)
+    for name in done.removed: typer.echo(f'{"would be removed" if dry_run else "removed"} there: {name}')
+    if done.url: typer.echo(done.url)
 
 # %% ../nbs/90_cli.ipynb #f7238b95
 @app.command()

@@ -156,6 +156,45 @@ def test_a_branch_keeps_the_old_model(trained, hub, ipbes, tmp_path):
         assert pd.read_csv(tmp_path/'scored.csv')['model'][0].startswith(kind)
 
 
+def test_only_what_an_earlier_checkpoint_left_is_removed(trained, hub, ipbes):
+    "And it is said, by a dry run beforehand."
+    assert not ipbes('push', trained['ensemble'], REPO).returncode
+    repo,members = hub.repos[REPO],[trained[n].name for n in ('tfidf-logreg','minilm')]
+    others = {'other_model/config.json':b'{}', 'other_model/recipe.json':b'{}', 'onnx/model.safetensors':b'x', 'data/vocab.txt':b'x', f'{members[0]}/more/vocab.txt':b'x', 'notes.txt':b'x'}
+    repo.commit('main', repo.commits[repo.branches['main']]|others|{'vocab.txt':b'x'})
+    before = set(repo.commits[repo.branches['main']])
+    told = ipbes('push', trained['tfidf-logreg'], REPO, '--dry-run')
+    assert set(repo.commits[repo.branches['main']])==before and not told.returncode
+    done = ipbes('push', trained['tfidf-logreg'], REPO)
+    after = set(repo.commits[repo.branches['main']])
+    assert set(others)<=after and 'vocab.txt' not in after and not [n for n in after-set(others) if n.startswith(tuple(members))]
+    said = lambda out, words: {l.removeprefix(words) for l in out.stdout.splitlines() if l.startswith(words)}
+    assert said(done,'removed there: ')==said(told,'would be removed there: ')==before-after
+
+
+def test_a_dry_run_where_nothing_stands(trained, hub, ipbes):
+    done = ipbes('push', trained['tfidf-logreg'], REPO, '--dry-run', '--revision', 'v2')
+    assert not done.returncode and 'removed' not in done.stdout+done.stderr and not hub.repos
+    done = ipbes('push', trained['tfidf-logreg'], REPO, '--dry-run', offline=True)
+    assert not done.returncode and 'was not asked for' in done.stderr
+
+
+def test_every_member_names_its_licence(trained, hub, ipbes, tmp_path):
+    for n in trained: shutil.copytree(trained[n], tmp_path/'models'/trained[n].name)
+    member = tmp_path/'models'/trained['minilm'].name/'README.md'
+    member.write_text(member.read_text().replace('license: mit','license: unknown'))
+    refused(ipbes('push', tmp_path/'models'/trained['ensemble'].name, REPO), str(member), 'names no licence')
+    assert not hub.asked
+
+
+def test_a_checkpoint_is_loaded_once(trained, hub, ipbes, monkeypatch):
+    from ipbes_classifier import hub as module
+    loaded,load = [],module.load_model
+    monkeypatch.setattr(module, 'load_model', lambda folder: loaded.append(folder) or load(folder))
+    assert not ipbes('push', trained['tfidf-logreg'], REPO).returncode
+    assert len(loaded)==1
+
+
 def test_pushing_twice_changes_nothing(trained, hub, ipbes):
     first,second = (ipbes('push', trained['tfidf-logreg'], REPO) for _ in range(2))
     assert first.returncode==second.returncode==0
@@ -204,7 +243,8 @@ def test_what_may_not_go_is_named_before_anything_is_asked(trained, hub, ipbes, 
     refused(changed(lambda f: (f/'papers.csv').write_text('title\n')), 'papers.csv is no part of a checkpoint')
     refused(changed(lambda f: (f/'pytorch_model.bin').write_bytes(b'')), 'pytorch_model.bin is no part of a checkpoint')
     refused(changed(lambda f: (f/'thresholds.json').unlink()), 'has no thresholds.json')
-    refused(changed(lambda f: (f/'README.md').write_text(card+'\nSee /mnt/shared/ada/papers.csv\n')), 'names a folder of this machine')
+    for path in ('/mnt/shared/ada/papers.csv','/data/alice/zotero/ias.csv','~/secret/ias.csv','D:\\alice\\ias.csv'):
+        refused(changed(lambda f,path=path: (f/'README.md').write_text(card+f'\nSee `{path}`.\n')), 'names a folder of this machine')
     refused(ipbes('push', tmp_path, REPO), 'is no checkpoint')
     assert not hub.asked
     refused(changed(lambda f: (f/'README.md').write_text(card.replace('license: mit','license: nonsense'))), 'must be one of the list')
