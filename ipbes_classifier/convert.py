@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from .config import Input, Settings, _is_known, _plain, _read_yaml, find_root, label_names, load_config, project_path
+from .config import Input, Label, Settings, _check_labels, _is_known, _plain, _read_yaml, find_root, label_names, load_config, project_path
 from .files import atomic_dir, read_json, write_text
 from .folds import read_fold
 from .metrics import Predictions, read_predictions
@@ -46,12 +46,25 @@ def _read_bin(path:Path)->dict[str,'Tensor']:
     return state
 
 # %% ../nbs/28_convert.ipynb #94fea430
+def _read_safe(path:Path)->dict[str,'Tensor']:
+    "The tensors of a safetensors file."
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+    try: return load_file(path)
+    except SafetensorError as e: raise ValueError(f"{path} is damaged: {e}") from None
+
+def _shards(index:Path)->list[str]:
+    "The files that an index names; `ValueError` if it is none."
+    where = read_json(index, ['weight_map'])['weight_map']
+    if not isinstance(where,dict) or not all(isinstance(f,str) for f in where.values()):
+        raise ValueError(f"{index}: `weight_map` should map tensors to names of files, and is {str(where)[:40]}")
+    return sorted(set(where.values()))
+
 def _weights(folder:Path)->dict[str,'Tensor']:
     "All tensors of a checkpoint; `FileNotFoundError` if it holds no weights."
-    from safetensors.torch import load_file
     index = folder/'pytorch_model.bin.index.json'
-    if safe := sorted(folder.glob('*.safetensors')): return {k:v for p in safe for k,v in load_file(p).items()}
-    files = sorted(set(read_json(index)['weight_map'].values())) if index.exists() else ['pytorch_model.bin']
+    if safe := sorted(folder.glob('*.safetensors')): return {k:v for p in safe for k,v in _read_safe(p).items()}
+    files = _shards(index) if index.exists() else ['pytorch_model.bin']
     missing = [f for f in files if Path(f).name!=f or not (folder/f).is_file()]
     if missing: raise FileNotFoundError(f"{folder} holds no weights: neither .safetensors nor {missing[0]}")
     return {k:v for f in files for k,v in _read_bin(folder/f).items()}
@@ -63,8 +76,10 @@ def _model(folder:Path, labels:Sequence[str])->'PreTrainedModel':
     import torch
     from safetensors.torch import save_file
     from transformers import AutoConfig, AutoModelForSequenceClassification
-    config = AutoConfig.from_pretrained(folder, problem_type='multi_label_classification', num_labels=len(labels),
-                                        id2label=dict(enumerate(labels)), label2id={l:i for i,l in enumerate(labels)})
+    from ipbes_classifier.encoders import _hub_errors
+    with _hub_errors(str(folder)):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, problem_type='multi_label_classification', num_labels=len(labels),
+                                            id2label=dict(enumerate(labels)), label2id={l:i for i,l in enumerate(labels)})
     with tempfile.TemporaryDirectory() as tmp, _quiet():
         config.save_pretrained(tmp)
         save_file({k:v.clone().contiguous() for k,v in _weights(folder).items()}, Path(tmp)/'model.safetensors', metadata=dict(format='pt'))
@@ -80,13 +95,28 @@ def _quiet()->Any:
     return quiet()
 
 # %% ../nbs/28_convert.ipynb #c0651137
+def _named_outputs(path:Path)->tuple[int,list[str]]:
+    "How many outputs a config.json has, and their names, if it tells any."
+    config = read_json(path, [])
+    named = config.get('id2label') or {}
+    try: names = [str(name) for _,name in sorted(named.items(), key=lambda item: int(item[0]))]
+    except (AttributeError,TypeError,ValueError): raise ValueError(f"{path}: `id2label` should map 0, 1, ... to names, and is {str(named)[:40]}") from None
+    n = config.get('num_labels',2)
+    return len(names) or (n if isinstance(n,int) else 2), [] if any(re.fullmatch(r'LABEL_\d+',l) for l in names) else names
+
+def _usable(labels:Sequence[str], where:str)->list[str]:
+    "The names without spaces around; `ValueError` if one of them stands twice or cannot be a label's name."
+    names = [l.strip() for l in labels]
+    try: _check_labels(Settings(labels=[Label(l) for l in names]))
+    except ValueError as e: raise ValueError(f"{where}: {str(e).removeprefix('configuration: ')}") from None
+    return names
+
+# %% ../nbs/28_convert.ipynb #9e705458
 def _labels(folder:Path, given:Sequence[str]|None, s:Settings)->list[str]:
-    "Names of the outputs in their order; `ValueError` if there are more or fewer."
-    config = read_json(folder/'config.json')
-    named = [str(config['id2label'][k]) for k in sorted(config.get('id2label') or {}, key=int)]
-    n = len(named) or config.get('num_labels',2)
-    if not given and named and not any(re.fullmatch(r'LABEL_\d+',l) for l in named): return named
-    labels = list(given or label_names(s))
+    "Names of the outputs in their order; `ValueError` if there are more or fewer, or one cannot be a label's name."
+    n,named = _named_outputs(folder/'config.json')
+    if given is None and named: return _usable(named, f"{folder/'config.json'}")
+    labels = label_names(s) if given is None else _usable(given, '--labels')
     if len(labels)!=n: raise ValueError(f"{folder} has {n} outputs, but there are {len(labels)} labels: {', '.join(labels)}; name them in the order of the outputs by --labels A,B,...")
     return labels
 
@@ -150,12 +180,12 @@ def convert_checkpoint(
 
     `ValueError` if the pickle holds more than tensors, weights are missing, or labels do not fit; `FileExistsError` if `out` or NAME.before exists.
     """
-    folder = Path(folder)
-    s = settings or load_config()
+    folder = Path(folder).resolve()
+    s = settings or load_config(use_code=False)
     target,names = _target(folder,out),_labels(folder,labels,s)
     thresholds,calibrations,told = _decisions(s, names, Path(dev) if dev else None, Path(predictions) if predictions else None)
     encoder = _encoder(folder, names, with_title)
-    base = str(read_json(folder/'config.json').get('_name_or_path') or '')
+    base = str(read_json(folder/'config.json',[]).get('_name_or_path') or '')
     with _kept(folder, not out) as keep, atomic_dir(target) as tmp:
         encoder.save(tmp)
         write_decisions(tmp, thresholds, calibrations)
@@ -193,30 +223,36 @@ def _encoder(folder:Path, labels:list[str], with_title:bool)->Any:
     from transformers import AutoTokenizer
     from ipbes_classifier.encoders import Encoder, _hub_errors
     name,loss = _name_and_loss(folder)
-    with _hub_errors(str(folder)): tokenizer = AutoTokenizer.from_pretrained(folder)
+    with _hub_errors(str(folder)): tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     return Encoder(name, labels, Input(with_title=with_title, with_keywords=False, encoding='pair', max_length=512), _model(folder,labels), tokenizer, loss)
 
 # %% ../nbs/28_convert.ipynb #abcbb156
+def _section(value:Any, where:str)->dict:
+    "A section of settings, and nothing else."
+    if not isinstance(value,dict): raise ValueError(f"{where} is {str(value)[:40]!r}; should be a section of `key: value` lines")
+    return value
+
 def _translated(path:Path, labels:Sequence[str])->tuple[dict,int]:
     "The settings of a file under our names, and how many keys are called otherwise or not read; of environment.yaml, each section that can be chosen."
     conf,lines = _read_yaml(path)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter('always')
         if path.name!='environment.yaml': new = rename_keys(_plain(conf), lines, str(path), _is_known, labels)[0]
-        else: new = {k:rename_keys(v,{},str(path),_is_known,labels)[0] if k in ENVIRONMENTS and v else v for k,v in _plain(conf).items()}
+        else: new = {k:rename_keys(_section(v,f'{path}: `{k}`'),{},str(path),_is_known,labels)[0] if k in ENVIRONMENTS and v else v for k,v in _plain(conf).items()}
     return new, sum(issubclass(w.category,OldSetting) for w in told)
 
 # %% ../nbs/28_convert.ipynb #20c0273f
 def convert_settings(
     root:str|os.PathLike,     # a project folder
     labels:Sequence[str]=(),  # names of the labels, for settings in their order
+    dry_run:bool=False,       # only see whether it can be done
 )->dict[Path,int]:            # file -> old keys in it
     "Rewrite the YAML files in `configs/` under the names of this project; files without old keys are left alone."
     names = ('config.yaml','hpo.yaml','train.yaml','ensemble.yaml','environment.yaml')
     files = {p:_translated(p,labels) for n in names if (p := Path(root)/'configs'/n).exists()}
     old = {p:new for p,(new,n) in files.items() if n}
     if there := [_before(p) for p in old if _before(p).exists()]: raise FileExistsError(f"{there[0]} exists already; move it away")
-    for p,new in old.items():
+    for p,new in old.items() if not dry_run else ():
         shutil.copyfile(p, _before(p))
         write_text(p, yaml.safe_dump(new, sort_keys=False, allow_unicode=True))
     return {p:n for p,(_,n) in files.items()}
@@ -226,8 +262,8 @@ def _old_search(root:Path)->list[Path]:
     "The best_hpo.yaml of IPBES-Classifier, if there is one: one search without a key."
     path = root/'configs/best_hpo.yaml'
     if not path.exists(): return []
-    found = yaml.safe_load(path.read_text(encoding='utf-8'))
-    return [path] if isinstance(found,dict) and 'loss_type' in found and not _before(path).exists() else []
+    found = _plain(_read_yaml(path)[0])
+    return [path] if 'loss_type' in found and not _before(path).exists() else []
 
 # %% ../nbs/28_convert.ipynb #d91b4dd9
 def old_folds(
@@ -274,7 +310,7 @@ def _about_folds(s:Settings)->str:
 # %% ../nbs/28_convert.ipynb #60c0c304
 def _is_old(path:Path)->bool:
     "Is this table of predictions or figures one of IPBES-Classifier?"
-    with path.open(encoding='utf-8') as f: header = f.readline().strip().split(',')
+    with path.open(encoding='utf-8', errors='replace') as f: header = f.readline().strip().split(',')
     return 'optional_negatives' not in header if 'model_name' in header else any(c.endswith('_label') for c in header) and 'id' not in header
 
 def _set_aside(s:Settings, path:Path)->Path:
@@ -289,7 +325,7 @@ def _set_aside(s:Settings, path:Path)->Path:
 def _figures(s:Settings)->list[Converted]:
     "Old prediction files and results.csv, set aside."
     results = project_path(s, s.paths.results_dir)
-    found = [p for p in sorted(results.rglob('*.csv')) if 'before' not in p.relative_to(results).parts and _is_old(p)]
+    found = [p for p in sorted(results.rglob('*.csv')) if p.is_file() and 'before' not in p.relative_to(results).parts and _is_old(p)]
     def move(p:Path)->str:
         n = len(read_results(p)) if p.name=='results.csv' else len(read_predictions(p).y)
         return f'{n:,} rows; now {os.path.relpath(_set_aside(s,p), s.root)}'
@@ -333,9 +369,12 @@ def convert_project(
     root = Path(root).resolve()
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', OldSetting)
-        s = load_config(root=root, env='')
+        s = load_config(root=root, env='', use_code=False)
+    if labels is not None: labels = _usable(labels, '--labels')
+    convert_settings(root, label_names(s), dry_run=True)
+    searches = _old_search(root)
     done = [Converted(p, f'{n} old keys, rewritten; as it was: {_before(p).name}') for p,n in convert_settings(root,label_names(s)).items() if n]
-    done += [Converted(p, f'one search on overlapping folds; now {p.rename(_before(p)).name}') for p in _old_search(root)]
+    done += [Converted(p, f'one search on overlapping folds; now {p.rename(_before(p)).name}') for p in searches]
     dataset,folds = project_path(s,s.paths.dataset),project_path(s,s.paths.folds_dir)
     if dataset.exists(): done.append(_say(dataset, lambda: _about_data(s)))
     if dataset.exists() and any(folds.glob('test*_run-*.csv')): done.append(_say(folds, lambda: _about_folds(s)))
@@ -351,9 +390,9 @@ def convert(
     predictions:str|os.PathLike|None=None,   # of one checkpoint: its prediction file, whose decisions show the thresholds
 )->list[Converted]:                          # an entry for each part
     "Convert one checkpoint, or a whole project; errors as of `convert_checkpoint` and `convert_project`."
-    path = Path(path)
+    path = Path(path).resolve()
     if (path/'config.json').exists():
-        s = load_config(root=find_root(path) or find_root())
+        s = load_config(root=find_root(path) or find_root(), use_code=False)
         new,told = convert_checkpoint(path, labels, out, with_title, dev, predictions, s)
         names = list(read_json(new/'config.json')['id2label'].values())
         return [Converted(new, f"outputs {', '.join(names)}; thresholds: {told}"+('' if out else f'; as it was: {_before(path).name}'))]

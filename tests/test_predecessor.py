@@ -586,6 +586,63 @@ def test_published_figures_follow_from_published_predictions(real_data):
         for k in ('f1_IAS','AP_macro','roc_auc_weighted','MCC','precision_VA'): assert found[k]==pytest.approx(table.loc[(short,1),k]), (short,k)
 
 
+def test_convert_runs_no_code_of_the_folder(project):
+    mark = project/'it-ran'
+    (project/'evil.py').write_text(f'open({str(mark)!r},"w")')
+    with (project/'configs/config.yaml').open('a') as f: f.write('modules: [evil]\n')
+    folder = project/'results/final_model/best_model_cross_val_BCE_bert-base-uncased_fold-1'
+    (folder/'evil.py').write_text((project/'evil.py').read_text())
+    config = json.loads((folder/'config.json').read_text())
+    (folder/'config.json').write_text(json.dumps(config|dict(auto_map=dict(AutoConfig='evil.Config', AutoModelForSequenceClassification='evil.Model'))))
+    ipbes('convert', folder, cwd=project)
+    ipbes('convert', '.', cwd=project, code=1)
+    assert (folder/'recipe.json').exists() and not mark.exists()
+    ipbes('config', cwd=project)
+    assert mark.exists(), 'the trap works'
+
+
+@pytest.mark.parametrize('given,says', [('../../evil,a,b',"label name '../../evil'"),('a|b,c,d',"label name 'a|b'"),('a,a,b','stands twice'),('a,,b',"label name ''")])
+def test_names_of_outputs_are_those_of_labels(checkpoint, given, says):
+    folder,_,s = checkpoint
+    _,err = ipbes('convert', folder, '--labels', given, cwd=folder, code=1)
+    assert err.startswith('ipbes: --labels: ') and says in err
+    config = json.loads((folder/'config.json').read_text())
+    (folder/'config.json').write_text(json.dumps(config|dict(id2label=dict(enumerate(given.split(','))))))
+    _,err = ipbes('convert', folder, cwd=folder, code=1)
+    assert err.startswith(f'ipbes: {folder}/config.json: ') and says in err and not list(folder.parent.glob('*.before'))
+
+
+def test_a_checkpoint_is_converted_from_inside(checkpoint):
+    folder,_,s = checkpoint
+    out,_ = process('convert', '.', '--labels', ' IAS, SUA,VA ', cwd=folder)
+    assert 'outputs IAS, SUA, VA' in out
+    assert json.loads((folder/'recipe.json').read_text())['labels']==LABELS and (folder.parent/f'{folder.name}.before/pytorch_model.bin').exists()
+
+
+@pytest.mark.parametrize('name,text', [('config.json','[]'),('config.json','{"model_type": "bert", "id2label": [1]}'),('pytorch_model.bin.index.json','[]'),
+    ('pytorch_model.bin.index.json','{}'),('pytorch_model.bin.index.json','{"weight_map": {"a": 1}}')])
+def test_odd_json_is_refused_by_name(checkpoint, name, text):
+    folder,_,s = checkpoint
+    (folder/name).write_text(text)
+    with pytest.raises(ValueError, match=name): convert_checkpoint(folder, LABELS, settings=s)
+
+
+@pytest.mark.parametrize('name,text', [('best_hpo.yaml','a: ['),('best_hpo.yaml','- 1'),('environment.yaml','dev: 5'),('train.yaml','modle: 1')])
+def test_nothing_is_changed_before_all_settings_can_be_read(project, name, text):
+    (project/'configs'/name).write_text(text)
+    before = {p:p.read_bytes() for p in project.rglob('*') if p.is_file()}
+    _,err = ipbes('convert', '.', cwd=project, code=1)
+    assert name in err.splitlines()[-1]
+    assert {p:p.read_bytes() for p in project.rglob('*') if p.is_file()}==before
+
+
+def test_a_file_of_figures_that_is_no_text_is_told(project):
+    (project/'results/latin.csv').write_bytes('é_label,é_pred,é_score\n1,1,0.5\n'.encode('latin-1'))
+    _,err = ipbes('convert', '.', cwd=project, code=1)
+    assert len([l for l in err.splitlines() if l.startswith('results/latin.csv: ')])==1
+    assert (project/'results/before/metrics/results.csv').exists()
+
+
 def test_convert_says_what_it_cannot_do(tmp_path):
     for args,says in ((['nowhere'],'is neither a checkpoint'),(['.'],'is neither a checkpoint')):
         _,err = ipbes('convert', *args, cwd=tmp_path, code=1)
