@@ -3,21 +3,22 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from ipbes_classifier import extensions, metrics
+from ipbes_classifier import extensions, metrics, models
 from ipbes_classifier.config import Training, load_config, project_path
 from ipbes_classifier.files import read_json, write_json
 from ipbes_classifier.losses import make_loss
 from ipbes_classifier.models import load_model
-from ipbes_classifier.pipeline import run_grid
+from ipbes_classifier.pipeline import run_grid, train_tasks
 from ipbes_classifier.project import sample_project
 from ipbes_classifier.screen import Screener
-from ipbes_classifier.train import train
+from ipbes_classifier.train import own_code, train
 
 TINY = ('{minilm: {num_train_epochs: 1, optional_negatives: 10, per_device_train_batch_size: 8, gradient_accumulation_steps: 1}}')
 QUICK = ['folds.n_folds=2','logging.progress=false','logging.tensorboard=false','input.max_length=16',f'models={TINY}']
@@ -197,6 +198,38 @@ def test_two_of_one_name_are_refused(project):
         run_grid(s, ['minilm'], [0], ['my_losses:asymmetric','my_other:asymmetric'], parameters=dict(overrides=QUICK))
     shutil.copy(project/'my_models.py', project/'my_third.py')
     with pytest.raises(ValueError, match="two models are called 'KnnModel'"): run_grid(s, ['my_models:KnnModel','my_third:KnnModel'], [0], parameters=dict(overrides=QUICK))
+
+
+def test_the_grid_takes_code_from_its_project_and_not_from_here(project, tmp_path, monkeypatch):
+    "Another file of that name lies in the current folder; and settings that were made by hand name a module that nothing has imported yet."
+    here = tmp_path/'here'
+    here.mkdir()
+    (here/'my_models.py').write_text('class KnnModel:\n    loss = "of-here"\n    def fit(self, train, dev): ...\n    def scores(self, records): ...\n    save = load = scores\n')
+    monkeypatch.chdir(here)
+    assert train_tasks(['my_models:KnnModel'], [0], ['BCE'], [0], project)[0].loss=='neighbours'
+    (project/'my_names.py').write_text('from ipbes_classifier.models import register_model\nfrom my_models import KnnModel\nregister_model("knn-by-hand")(KnnModel)\n')
+    monkeypatch.setattr(models, 'MODELS', dict(models.MODELS))
+    s = replace(settings(project), modules=['my_names'])
+    assert list(own_code(s,'knn-by-hand'))==['my_models','my_names']
+    with pytest.raises(ValueError, match='other settings than the grid'): run_grid(s, ['knn-by-hand'], [0])
+
+
+@pytest.mark.parametrize('given', ['from my_gamma import GAMMA','import my_gamma; GAMMA = my_gamma.GAMMA','from my_gamma import *'])
+@pytest.mark.parametrize('loss', ['partial(power, g=GAMMA)','Power()','make(GAMMA)'])
+def test_an_edit_is_seen_however_a_loss_was_made(project, given, loss):
+    (project/'my_gamma.py').write_text('GAMMA = 2\n')
+    (project/'my_maker.py').write_text('def make(g):\n    def made(logits, y): return (logits.sigmoid()-y).abs()**g\n    return made\n')
+    own = (f'from functools import partial\nimport torch\nfrom my_maker import make\n{given}\ndef power(logits, y, g): return (logits.sigmoid()-y).abs()**g\n'
+           f'class Power(torch.nn.MSELoss):\n    def forward(self, x, y): return super().forward(x.sigmoid(), y)*GAMMA\nloss = {loss}\n')
+    (project/'my_p.py').write_text(own)
+    s = settings(project)
+    before = own_code(s, 'minilm', 'my_p:loss')
+    assert list(before)==['my_gamma','my_maker','my_p'] and own_code(s,'minilm','my_p:loss')==before
+    (project/'my_gamma.py').write_text('GAMMA = 4\n')
+    after = own_code(s, 'minilm', 'my_p:loss')
+    assert [k for k in before if before[k]!=after[k]]==['my_gamma'] and sys.modules['my_p'].GAMMA==4
+    (project/'my_p.py').write_text(own+'# edited\n')
+    assert own_code(s, 'minilm', 'my_p:loss')['my_p']!=before['my_p']
 
 
 def test_reports_run_own_code_and_run_again_when_it_changes(project, monkeypatch):
