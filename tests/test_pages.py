@@ -142,6 +142,13 @@ def test_readme_is_the_index_page():
 
 
 @pytest.mark.parametrize('path', [page(p) for p in REPORTS])
+def test_report_names_files_outside_the_project_too(path):
+    "Results may stand on another disk, where `relative_to` raises at the end of a report of hours."
+    source = ''.join(cells(path,'code'))
+    assert source.count('.relative_to(s.root)')==source.count('.is_relative_to(s.root)')
+
+
+@pytest.mark.parametrize('path', [page(p) for p in REPORTS])
 def test_report_has_parameters_and_a_language(path):
     "papermill puts values behind the cell tagged `parameters`, and needs to know the kernel's language."
     nb = json.loads(path.read_text(encoding='utf-8'))
