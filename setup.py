@@ -23,6 +23,7 @@ setup(
     long_description=(here/'README.md').read_text(encoding='utf-8'), long_description_content_type='text/markdown',
     packages=list(folders), package_dir=folders,
     package_data={'ipbes_classifier':['py.typed'], 'ipbes_classifier.configs':['*.yaml'], 'ipbes_classifier.reports':['*.ipynb']},
+    exclude_package_data={'ipbes_classifier.configs':['best_hpo.yaml']},  # what a search in this checkout found
     python_requires='>='+cfg['min_python'], install_requires=cfg['requirements'].split(), extras_require=extras,
     entry_points={'console_scripts':cfg['console_scripts'].split()},
     classifiers=['Development Status :: 3 - Alpha', 'Intended Audience :: Science/Research', 'Natural Language :: English',

@@ -78,6 +78,12 @@ def test_install_names_extras_that_exist():
     assert {'train','minilm','search'}<=named<=there
 
 
+def test_what_lies_in_the_checkout_is_named_before_a_tour_leaves_it():
+    for heading in TOURS:
+        text = '\n'.join(code for _,code in blocks(heading))
+        if 'constraints.txt' in text: assert text.rindex('constraints.txt')<text.index('cd '), heading
+
+
 def test_commands_of_the_table_exist_with_their_twins():
     from importlib import import_module
     from typer.testing import CliRunner

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -198,6 +199,21 @@ def test_the_command_starts_without_heavy_packages():
     assert not loaded([*HEAVY,'sklearn','scipy'], 'ipbes_classifier.cli')
 
 
+def test_what_a_search_found_stays_here(tmp_path):
+    "A project's best settings are neither committed nor shipped; pictures of the pages are."
+    assert subprocess.run(['git','check-ignore','-q','configs/best_hpo.yaml'], cwd=ROOT).returncode in (0,128)  # 128: no checkout
+    tree = tmp_path/'tree'
+    for name in ('configs','nbs','ipbes_classifier'): shutil.copytree(ROOT/name, tree/name, ignore=shutil.ignore_patterns('__pycache__','.ipynb_checkpoints'))
+    for name in ('setup.py','settings.ini','pyproject.toml','MANIFEST.in','README.md','LICENSE'): shutil.copy(ROOT/name, tree/name)
+    (tree/'configs/best_hpo.yaml').write_text('a: {}')
+    done = subprocess.run([sys.executable,'setup.py','-q','egg_info','build_py','--build-lib',str(tmp_path/'lib')], cwd=tree, capture_output=True, text=True, timeout=120)
+    assert not done.returncode, done.stderr[-3000:]
+    source = (tree/'ipbes_classifier.egg-info/SOURCES.txt').read_text().split()
+    built = {p.name for p in (tmp_path/'lib/ipbes_classifier/configs').iterdir()}
+    assert {'nbs/images/report.png','configs/config.yaml'}<=set(source) and 'configs/best_hpo.yaml' not in source
+    assert 'config.yaml' in built and 'best_hpo.yaml' not in built
+
+
 @pytest.fixture(scope='module')
 def wheel(tmp_path_factory, package_tree):
     "A wheel built from the source distribution, as an installer without the checkout gets it."
@@ -211,7 +227,7 @@ def wheel(tmp_path_factory, package_tree):
 def test_wheel_holds_code_settings_and_reports(wheel):
     held = set(zipfile.ZipFile(wheel).namelist())
     for folder,inside,kind in (('ipbes_classifier','','*.py'),('configs','configs/','*.yaml'),('nbs/reports','reports/','*.ipynb')):
-        files = sorted((ROOT/folder).glob(kind))
+        files = sorted(p for p in (ROOT/folder).glob(kind) if p.name!='best_hpo.yaml')
         missing = [p.name for p in files if f'ipbes_classifier/{inside}{p.name}' not in held]
         assert not missing, f"{folder} in the wheel: {missing}"
     assert 'ipbes_classifier/py.typed' in held
