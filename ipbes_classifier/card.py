@@ -64,11 +64,17 @@ def _measures(t:'Trained')->str:
              int(t.test.y[:,j].sum()), f"{100*m[f'prevalence_{l}']:.2f} %"] for j,l in enumerate(label_names(t.settings))]
     return _table(['label','stands for','threshold','AP','precision','recall','F1','to read for 95 % recall','relevant','prevalence'], rows)
 
-# %% ../nbs/20f_card.ipynb #b3a1ef2f
+# %% ../nbs/20f_card.ipynb #35d36938
+def _negatives(n:int)->str:
+    "Which negatives a training learnt from."
+    return f'{n} of the papers without any label, drawn at random' if n else 'all papers without any label'
+
+# %% ../nbs/20f_card.ipynb #01cc4139
 def _data(t:'Trained')->str:
     "Records and positives of each split."
     labels = label_names(t.settings)
-    parts = dict(train=t.train[labels].to_numpy(), dev=t.dev.y, test=t.test.y)
+    sampled = t.model.kind=='ensemble' and any(r.optional_negatives for r in t.model.runs.values())  # type: ignore[attr-defined]
+    parts = {'train, before members drew their negatives' if sampled else 'train':t.train[labels].to_numpy(), 'dev':t.dev.y, 'test':t.test.y}
     return _table(['split','records',*labels,'without any label'],
                   [[k,len(y),*(int(n) for n in np.asarray(y).sum(0)),int((np.asarray(y)==0).all(1).sum())] for k,y in parts.items()])
 
@@ -94,8 +100,12 @@ def _learnt(t:'Trained')->str:
     if t.model.kind=='encoder':
         p = t.model.training  # type: ignore[attr-defined]
         how = f'It minimises {t.model.loss}{", code of the project" if is_reference(t.model.loss) else ""}; at most {p.num_train_epochs} epochs, {p.per_device_train_batch_size*p.gradient_accumulation_steps} records a step, learning rate {p.learning_rate:g}; the epoch with the best {p.metric_for_best_model.removeprefix("eval_")} on dev was kept.'
-    n = t.run.optional_negatives
-    return f'{how} Training negatives: '+(f'{n} of the papers without any label, drawn at random.' if n else 'all papers without any label.')+' A negative is a paper that no library listed; nobody judged it irrelevant, and some are not. Dev and test hold all of their negatives.'
+    learnt = f'{how} Training negatives: {_negatives(t.run.optional_negatives)}.'
+    if t.model.kind=='ensemble':
+        members:Any = [(t.model.versions[name],r) for name,r in t.model.runs.items()]  # type: ignore[attr-defined]
+        learnt = 'It combines what its members say, and whatever it fits for that is fitted on dev. They learnt before: '+'; '.join(
+            f'`{v}` minimised {r.loss}, negatives: {_negatives(r.optional_negatives)}' for v,r in members)+'.'
+    return learnt+' A negative is a paper that no library listed; nobody judged it irrelevant, and some are not. Dev and test hold all of their negatives.'
 
 # %% ../nbs/20f_card.ipynb #95ffcd6f
 def model_card(

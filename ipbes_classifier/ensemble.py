@@ -19,7 +19,7 @@ from .config import Input, Settings, label_names, load_config, model_training, p
 from .files import file_hash, read_json, write_json
 from .folds import read_fold
 from .metrics import Predictions, average_precision, evaluate, read_predictions
-from .extensions import short_name, use_modules
+from .extensions import code_hashes, short_name, use_modules
 from .models import BASELINES, Model, is_own, known_model, load_model, loss_of, model_name, model_version
 from .provenance import timed
 from .results import Run, checkpoint_path, predictions_path
@@ -161,8 +161,10 @@ class EnsembleModel:
         versions:dict[str,str],      # name to `model_version` of the member that the combination was fitted on
         combination:Combination,     # in the order of `members`
         name:str='Ensemble',
+        runs:dict[str,Run]|None=None, # name to the run that a member is from; known when it is made, not when it is loaded
     ):
         self.labels,self.recipe,self.loss,self.members,self.versions,self.combination,self.name = labels,recipe,loss,members,versions,combination,name
+        self.runs = runs or {}
         self._models:list[Model] = []
 
     def fit(self, train:pd.DataFrame, dev:pd.DataFrame, **kwargs:object)->'EnsembleModel':
@@ -254,9 +256,10 @@ def ensemble(
     dev = make_split(data.iloc[rows.dev], dev_scores, labels, thresholds, calibrations)
     test = make_split(data.iloc[rows.test], test_scores, labels, thresholds, calibrations)
     members = {m:checkpoint_path(s,mr) for m,mr in runs.items()}
-    model = EnsembleModel(labels, s.input, r.loss, members, {m:model_version(p) for m,p in members.items()}, combination)
+    model = EnsembleModel(labels, s.input, r.loss, members, {m:model_version(p) for m,p in members.items()}, combination, runs=runs)
     measures = evaluate(test.y, test.scores, test.preds, labels, test.probs)
-    done = Trained(s, r, model, rows, data, data.iloc[rows.train], [], thresholds, calibrations, dev, test, measures, {}, took['seconds'])
+    done = Trained(s, r, model, rows, data, data.iloc[rows.train], [], thresholds, calibrations, dev, test, measures, {}, took['seconds'],
+                   code=code_hashes(*use_modules(s.modules,s.root)))
     return save_trained(done, took, [predictions_path(s,mr,k) for mr in runs.values() for k in ('dev','test')])
 
 # %% ../nbs/24_ensemble.ipynb #0156b942
