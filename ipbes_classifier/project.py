@@ -13,6 +13,7 @@ from pathlib import Path
 
 from .config import Settings, label_names, load_config, project_path, resource_dir
 from .fetch import Crossref
+from .files import locked, read_json
 from .folds import Fold, make_folds, near_duplicate_clusters, write_folds
 from .preprocess import Account, preprocess
 from .provenance import timed, write_provenance
@@ -23,14 +24,25 @@ from .sample import write_sample
 def init_project(
     folder:str|os.PathLike, # the new project; made if missing
 )->Path:                    # its absolute path
-    "Write `configs/` and the report notebooks into `folder`; `FileExistsError` if it has settings already."
+    "Write `configs/` and the report notebooks into `folder`; `FileExistsError` if it has settings or reports already."
     folder = Path(folder).resolve()
-    if (folder/'configs').exists(): raise FileExistsError(f"{folder/'configs'} exists already; edit it, or choose another folder")
+    for there in (folder/'configs',folder/'nbs/reports'):
+        if there.exists(): raise FileExistsError(f"{there} exists already; edit it, move it away, or choose another folder")
     for name,source in (('configs',resource_dir('configs')),('nbs/reports',resource_dir('reports'))):
         (folder/name).mkdir(parents=True, exist_ok=True)
         for p in sorted(source.iterdir()):
             if p.suffix in ('.yaml','.ipynb') and p.name!='best_hpo.yaml': shutil.copyfile(p, folder/name/p.name)
     return folder
+
+# %% ../nbs/15_project.ipynb #fce7024a
+def _other_data_sets(
+    out:Path,          # a data set that is written
+)->dict[str,dict]:     # name to provenance
+    "What `provenance.json` tells of other data sets that stand in the folder."
+    try: found = read_json(out.parent/'provenance.json', ['result'])
+    except (OSError,ValueError): return {}
+    others = found.pop('others', None) or {}
+    return {n:p for n,p in {**others, str(found['result']):found}.items() if n!=out.name and (out.parent/n).is_file()}
 
 # %% ../nbs/15_project.ipynb #b1828fa9
 def preprocess_project(
@@ -51,7 +63,9 @@ def preprocess_project(
     with timed() as took:
         account = preprocess(positives, corpus, out, labels, s.data.item_types, s.data.keep_title_only, languages=s.data.languages or None,
                              progress=s.logging.progress, sources=sources)
-    write_provenance(out.parent, s, [p for f in (*positives.values(),corpus) for p in f if Path(p).is_file()], result=out.name, filled=account.filled.get('came',{}), **took)
+    with locked(out.parent/'provenance.json'):
+        write_provenance(out.parent, s, [p for f in (*positives.values(),corpus) for p in f if Path(p).is_file()], result=out.name,
+                         filled=account.filled.get('came',{}), others=_other_data_sets(out), **took)
     return account
 
 # %% ../nbs/15_project.ipynb #9c3fc5b0
