@@ -245,11 +245,13 @@ def compare(
     overrides:Overrides=None, model:Models=None, fold:Folds=None, run:Run=0, config:ConfigFile=None, experiment:Experiment='main', force:Force=False,
 )->None:
     "A leaderboard as a report, over the folds that all models have; without -m, of all models that have predictions."
+    from ipbes_classifier.compare import find_predictions, read_comparison
     from ipbes_classifier.pipeline import compare_tasks, run_tasks
     parameters = _flags(root='', experiment=experiment, config=str(config.absolute()) if config else None, overrides=overrides or None)
     s = _settings(config, overrides)
     _need_data(s)
     _show_grid(run_tasks(s, compare_tasks(model or [], fold or [], [run], **parameters), experiment, force, typer.echo))
+    for note in read_comparison(find_predictions(s, model, fold, [run])).notes: typer.echo(note, err=True)
 
 # %% ../nbs/90_cli.ipynb #6e5d2fad
 @app.command()

@@ -9,12 +9,14 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ipbes_classifier.cli import main
 from ipbes_classifier.compare import (MEASURES, Comparison, _fold_draws, agreement, draw_weights, find_predictions, leaderboard, paired_difference,
                                       parse_name, read_comparison, readable, record_clusters, source_traits, with_source_only)
 from ipbes_classifier.config import load_config, project_path
 from ipbes_classifier.files import read_json
 from ipbes_classifier.folds import make_folds, write_folds
 from ipbes_classifier.metrics import Predictions, evaluate
+from ipbes_classifier.pipeline import Grid
 from ipbes_classifier.report_html import notebook_to_html
 from ipbes_classifier.results import Run
 from ipbes_classifier.train import train
@@ -96,6 +98,22 @@ def test_a_report_without_data_says_what_to_do(root, tmp_path, name):
 
 def test_a_comparison_before_any_training_says_what_to_do(root, tmp_path):
     with pytest.raises(Exception, match='no test predictions .*ipbes train'): execute(root, write_data(tmp_path/'p'), 'compare', tmp_path/'r.ipynb')
+
+
+def test_command_says_which_folds_it_leaves_out(project, tmp_path, monkeypatch, capsys):
+    "The report itself is left out here."
+    monkeypatch.chdir(project.root)
+    monkeypatch.setattr('ipbes_classifier.pipeline.run_tasks', lambda s,tasks,*more: Grid(tmp_path,[t.name for t in tasks]))
+    def said(*args):
+        monkeypatch.setattr('sys.argv', ['ipbes','compare',*args])
+        with pytest.raises(SystemExit) as e: main()
+        assert not e.value.code
+        return capsys.readouterr().err.strip()
+    assert said()==''
+    hidden = next(project_path(project,'results/test_preds/bert').glob('fold-1_tfidf-svm_*.csv'))
+    hidden.rename(tmp_path/hidden.name)
+    try: assert said().splitlines()==['tfidf-logreg: fold 1 left out, since not all models have it']
+    finally: (tmp_path/hidden.name).rename(hidden)
 
 
 @pytest.mark.parametrize('name', ['compare','ensemble'])
