@@ -16,6 +16,7 @@ import pandas as pd
 
 from .files import atomic_path
 from .hub import checkpoint_folder
+from .memory import explain_memory
 from .models import Model, load_model, model_version
 from .records import check_overwrite, clean_records, clean_texts, iter_records, to_records
 from .results import read_decisions
@@ -94,7 +95,7 @@ class Screener:
 
     def _decide(self, records:pd.DataFrame)->tuple[np.ndarray,np.ndarray,np.ndarray|None]:
         "Scores, decisions and probabilities, each (n, n_labels), the mean over the models."
-        scores = [m.scores(records) for m in self.models]
+        with explain_memory(f'scoring {len(records)} records', 'end what else uses this memory, or score fewer records at once'): scores = [m.scores(records) for m in self.models]
         margin = np.mean([s-[t[l] for l in self.labels] for s,t in zip(scores,self.thresholds)], 0)
         probs = np.mean([calibrate(s,c,self.labels) for s,c in zip(scores,self.calibrations)], 0) if all(self.calibrations) else None
         return np.mean(scores, 0), (margin>=0).astype(np.int8), probs

@@ -255,3 +255,5 @@ def test_a_grid_of_own_and_built_in_models_with_ensemble_and_comparison(project)
     assert not grid.failed and len(grid.done)==5, grid.failed
     ensemble = project_path(s,s.paths.final_model_dir)/'best_model_cross_val_asymmetric_Ensemble_fold-0'
     assert set(read_json(ensemble/'recipe.json')['members'])=={'tfidf-logreg','my_models:KnnModel','minilm'}
+    card = (ensemble/'README.md').read_text()
+    assert 'minimised asymmetric, negatives: 10 of the papers' in card and 'minimised neighbours, negatives: all' in card and '| train, before members drew their negatives |' in card

@@ -121,6 +121,15 @@ def test_scoring_after_the_training_says_that_the_training_is_kept(monkeypatch, 
     assert train('minilm', settings=s).files['checkpoint'].is_dir()
 
 
+def test_scoring_with_a_checkpoint_is_explained_too(monkeypatch):
+    from ipbes_classifier.screen import Screener
+    encoder = small_encoder()
+    def fails(*args, **kwargs): raise ERRORS[0]
+    monkeypatch.setattr(encoder, 'scores', fails)
+    screener = Screener([encoder], [dict(A=.5,B=.5)], [{}], 'small')
+    with pytest.raises(OutOfMemory, match='scoring 1 records: end what else uses this memory'): screener.score(dict(title='Ants', abstract='They spread.'))
+
+
 def test_another_error_stays_what_it_is(monkeypatch):
     from transformers import Trainer
     def fails(*args, **kwargs): raise RuntimeError('mat1 and mat2 shapes cannot be multiplied')
