@@ -212,6 +212,26 @@ def test_every_flag_is_an_option(command, flag):
     assert flag in options
 
 
+def test_flags_do_what_they_say(lab):
+    "Those that no line of its README has, on the quickest models."
+    root,_ = lab
+    if not (root/'data/cleaned_dataset.csv').exists(): ipbes('preprocess', cwd=root)
+    here = ['paths.folds_dir=data/two','paths.results_dir=flags',*(f'paths.{n}_dir=flags/{n}' for n in ('final_model','metrics','test_preds')),'baseline.max_features=500','baseline.n_estimators=5']
+    ipbes('folds', '-nf', 2, '-nr', 2, *here, cwd=root)
+    ipbes('train', '--model_name', 'tfidf-logreg', '-f', 1, '-r', 1, '-k', '-t', '-l', 'BCE', '--best_metric', 'eval_AP_macro', *here, cwd=root)
+    ipbes('train', '--model_name', 'tfidf-svm', '--fold', 1, '--run', 1, '--with_keywords', '--with_title', '--loss', 'BCE', *here, cwd=root)
+    table = read_results(root/'flags/metrics/results.csv').set_index('model_name')
+    assert set(table.index)=={'tfidf-logreg','tfidf-svm'}
+    assert (table[['fold','run','with_keywords','with_title']]==[1,1,True,True]).all(axis=None)
+    folders = sorted((root/'flags/final_model').glob('best_model_*_fold-1_run-1'))
+    assert len(folders)==2 and all(json.loads((f/'recipe.json').read_text())['input']['with_keywords'] for f in folders)
+    used = {json.loads((f/'provenance.json').read_text())['settings']['models']['tfidf-logreg']['metric_for_best_model'] for f in folders if 'logreg' in f.name}
+    assert used=={'eval_AP_macro'}
+    out,_ = ipbes('ensemble', '--model_name', 'tfidf-logreg', '-m', 'tfidf-svm', '--fold', 1, '--run', 1, '--loss', 'BCE', '--with_title', '--with_keywords', *here, cwd=root)
+    assert out.startswith('mean of tfidf-logreg, tfidf-svm')
+    assert len(list((root/'flags/test_preds/bert').glob('fold-1_*_with_title_with_keywords_run-1_opt_neg-*.csv')))==3
+
+
 # ---- settings
 
 CONFIG = '''
