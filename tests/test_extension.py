@@ -32,15 +32,22 @@ def made(tmp_path_factory, root):
     return s.root
 
 
+def forget_modules():
+    "Those of the examples and of each test have the same names."
+    for name in [m for m in sys.modules if m.startswith('my_')]: del sys.modules[name]
+
+
 @pytest.fixture
 def project(made, tmp_path, monkeypatch):
     "The path of a project of one's own; what it registers is forgotten afterwards."
     shutil.copytree(made, tmp_path/'p')
     monkeypatch.setattr(metrics, 'METRICS', dict(metrics.METRICS))
-    before,extensions._loaded = set(extensions.named),{}
+    before = set(extensions.named)
+    monkeypatch.setattr(extensions, '_loaded', {})
     monkeypatch.delenv('IPBES_MODULES', raising=False)
+    forget_modules()
     yield tmp_path/'p'
-    for name in [m for m in sys.modules if m.startswith('my_')]: del sys.modules[name]
+    forget_modules()
     extensions.named.intersection_update(before)
 
 
