@@ -128,13 +128,17 @@ def preprocess(
     n_folds:NFolds=None, n_runs:NRuns=None,
 )->None:
     "Clean, de-duplicate and label raw libraries into one data set, with an account of every row; with -nf or -nr, also make folds."
+    from ipbes_classifier.config import find_root
     from ipbes_classifier.project import preprocess_project
+    if not (positives or corpus or config or find_root()): raise FileNotFoundError('nothing says which files to read: `ipbes preprocess` reads those of a project, or --positives and --corpus')
     s = _settings(config, overrides, **{'paths.dataset':out,'folds.n_folds':n_folds,'folds.n_runs':n_runs})
     here = {l:[p.absolute() for p in ps] for l,ps in _by_label(positives).items()} if positives else None
     given = [p.absolute() for p in corpus] if corpus else ([] if here else None)
     account = preprocess_project(s, here, given, out.absolute() if out else None, fill_missing)
     for label,n in account.labels.items():
         if not n: typer.echo(f'no paper carries {label}: name its library by --positives {label}=FILE, or take it out of `labels`', err=True)
+    for f in account.files:
+        if not f['kept']: typer.echo(f'nothing of {f["file"]} was kept, see the reasons below: is a column named otherwise than as Zotero, or than `title` and `abstract`?', err=True)
     typer.echo(f'{account}\n\n{account.out}\n{Path(account.path).with_suffix(".html")}: every row dropped or merged, and why')
     if n_folds is not None or n_runs is not None: _make_folds(s)
 

@@ -286,6 +286,7 @@ def _run_task(s:Settings, t:Task, grid:Grid, identity:str, line:str, force:bool,
     if finished and not force and read_json(state)==dict(identity=identity, task=t.name, predictions=_hashes(_predictions(s,t))):
         grid.skipped.append(t.name)
         return say(f'{line}: done before, unchanged')
+    say(f'{line}: running')
     t0 = time.perf_counter()
     execute_report(s, t, grid.folder, identity)
     grid.done.append(t.name)

@@ -29,7 +29,7 @@ def as_records(
     "Records in the form that models read; `TypeError` or `ValueError` says what is wrong with `x`."
     if isinstance(x,str): x = [dict(title='',abstract=x)]
     if isinstance(x,Mapping): x = [x]
-    if not isinstance(x,pd.DataFrame): x = pd.DataFrame([_row(i,r) for i,r in enumerate(x)])
+    if not isinstance(x,pd.DataFrame): x = pd.DataFrame([_row(i,r) for i,r in enumerate(x)], columns=None if len(x) else ['title','abstract'])
     if not x.columns.is_unique: raise ValueError(f"column {x.columns[x.columns.duplicated()][0]!r} stands more than once in the records")
     if 'title' not in x and 'abstract' not in x: raise ValueError(f"records need a `title` or an `abstract`; found {', '.join(map(str,x.columns)) or 'nothing'}")
     filled = x.assign(**{c:'' for c in ('title','abstract') if c not in x}).reset_index(drop=True)
