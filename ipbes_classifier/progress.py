@@ -108,6 +108,7 @@ def epoch_progress(
             self.view = make(state.max_steps, state.global_step)
             self.of = f' of {round(args.num_train_epochs)}'
             self.view.line(self.epochs.header)
+            if state.global_step: self.view.line(f'goes on after epoch {round(state.epoch)}, which an earlier start of this training reached')
 
         def on_step_end(self, args:Any, state:Any, control:Any, **kwargs:Any)->None:
             self.view.step(state.global_step, f'{name} epoch {int(state.epoch or 0)+1}{self.of}'.strip())
