@@ -104,8 +104,8 @@ def test_command_says_which_folds_it_leaves_out(project, tmp_path, monkeypatch, 
     "The report itself is left out here."
     monkeypatch.chdir(project.root)
     monkeypatch.setattr('ipbes_classifier.pipeline.run_tasks', lambda s,tasks,*more: Grid(tmp_path,[t.name for t in tasks]))
-    def said(*args):
-        monkeypatch.setattr('sys.argv', ['ipbes','compare',*args])
+    def said():
+        monkeypatch.setattr('sys.argv', ['ipbes','compare','-m','tfidf-logreg','-m','tfidf-svm'])
         with pytest.raises(SystemExit) as e: main()
         assert not e.value.code
         return capsys.readouterr().err.strip()
