@@ -15,7 +15,7 @@ from nbconvert.exporters import MarkdownExporter
 from traitlets.config import Config
 
 ROOT = Path(__file__).resolve().parent.parent
-LINK = re.compile(r'(?<=\]\()(?!#|\w+:)[^()\s]+')
+LINK = re.compile(r'''(?:(?<=\]\()|(?<=\bsrc=")|(?<=\bhref="))(?!#|\w+:)[^()\s"]+''')
 
 
 def shown(cell):
