@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['app', 'Overrides', 'ConfigFile', 'Model', 'Models', 'Fold', 'Folds', 'Run', 'Runs', 'Loss', 'Losses', 'WithTitle',
-           'WithKeywords', 'BestMetric', 'HpConfig', 'Experiment', 'Force', 'init', 'preprocess', 'folds', 'train',
-           'ensemble', 'hpo', 'run', 'compare', 'demo', 'metrics', 'predict', 'push', 'convert', 'config', 'info',
-           'main']
+           'WithKeywords', 'BestMetric', 'HpConfig', 'Experiment', 'Force', 'fetch', 'init', 'preprocess', 'folds',
+           'train', 'ensemble', 'hpo', 'run', 'compare', 'demo', 'metrics', 'predict', 'push', 'convert', 'config',
+           'info', 'main']
 
 # %% ../nbs/90_cli.ipynb #a060365b
 import os
@@ -109,6 +109,11 @@ def _by_label(items:list[str])->dict[str,list[Path]]:
         if not eq: raise ValueError(f"--positives {item!r} is not of the form LABEL=FILE, e.g. --positives LABEL=library.csv")
         out.setdefault(label,[]).append(Path(path))
     return out
+
+# %% ../nbs/90_cli.ipynb #e5eb19f7
+fetch = typer.Typer(help='Fetch records from a service: a library, a search, a published data set (network).', no_args_is_help=True, rich_markup_mode=None,
+                    context_settings=dict(help_option_names=['-h','--help']))
+app.add_typer(fetch, name='fetch')
 
 # %% ../nbs/90_cli.ipynb #7a906bf1
 def _figures(table:'pd.DataFrame', digits:int=3)->str:
@@ -429,7 +434,7 @@ def _sentence(e:Exception)->str:
 # %% ../nbs/90_cli.ipynb #88c399bf
 def main()->None:
     "The console script: run a command; a wrong input ends in one sentence and exit code 1."
-    for c in app.registered_commands: c.short_help = c.callback.__doc__
+    for c in (*app.registered_commands,*fetch.registered_commands): c.short_help = c.callback.__doc__
     try:
         with _short_warnings(): app()
     except (ValueError,OSError,ImportError) as e:
