@@ -166,6 +166,9 @@ class Api:
     "Outside services that are asked for metadata, when a command is told to."
     email:str = ''                                       # whom a service may write to; '': the variable IPBES_EMAIL or PYALEX_EMAIL
     crossref_url:str = 'https://api.crossref.org'
+    openalex_url:str = 'https://api.openalex.org'
+    zotero_url:str = 'https://api.zotero.org'
+    published_url:str = 'https://ipbes-classifier.s3.text-analytics.ch'  # data set and checkpoints of the predecessor
     batch_size:int = 50                                  # DOIs asked for at a time
     timeout:float = 30.                                  # seconds to wait for an answer
     retries:int = 5                                      # of a request that failed for the moment
@@ -428,7 +431,9 @@ def _check_api(a:Api)->None:
     "Refuse what no service can be asked with."
     for key in ('batch_size','timeout','max_wait'): _between(f'api.{key}', getattr(a,key), 0, float('inf'))
     for key in ('retries','cache_days'): _between(f'api.{key}', getattr(a,key), -1, float('inf'))
-    if not a.crossref_url.startswith(('http://','https://')): raise ValueError(f"configuration: `api.crossref_url` is {a.crossref_url!r}; it should begin with https://")
+    for name in ('crossref_url','openalex_url','zotero_url','published_url'):
+        url = getattr(a,name)
+        if not url.startswith(('http://','https://')): raise ValueError(f"configuration: `api.{name}` is {url!r}; it should begin with https://")
 
 # %% ../nbs/00_config.ipynb #c7c378b1
 def _search_numbers(h:Hpo)->list[tuple[str,float,float]]:

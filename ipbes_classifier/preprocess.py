@@ -24,7 +24,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .fetch import OUTCOMES, Source, count_gaps, fill_gaps, find_missing, gap_table, words_in_common
+from .fetch import Source
+from .fill import OUTCOMES, count_gaps, fill_gaps, find_missing, gap_table, words_in_common
 from .files import atomic_path, write_errors, write_json, write_text
 from .records import (FIELDS, _MARK, _NOT_WORD, _csv_options, _files, _mapping, _raw_frames, _strings, check_overwrite, clean_records, normalise_doi,
                                       normalise_language, normalise_title, parse_labels, to_records)

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from .config import Settings, label_names, load_config, project_path, resource_dir
-from .fetch import Crossref
+from .crossref import Crossref
 from .files import locked, read_json
 from .folds import Fold, make_folds, near_duplicate_clusters, write_folds
 from .preprocess import Account, preprocess

@@ -3,15 +3,12 @@ import json
 import logging
 import os
 import socket
-import struct
 import subprocess
 import sys
 import threading
 import time
-from collections import deque
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import unquote
 
 import httpx2
 import pandas as pd
@@ -22,10 +19,13 @@ from typer.testing import CliRunner
 
 from ipbes_classifier.cli import app
 from ipbes_classifier.config import Api, load_config
-from ipbes_classifier.fetch import Cache, Crossref, ServiceError, Work, count_gaps, crossref_work, fill_missing, gap_table
+from ipbes_classifier.crossref import Crossref, crossref_work
+from ipbes_classifier.fetch import Cache, ServiceError, Work
+from ipbes_classifier.fill import count_gaps, fill_missing, gap_table
 from ipbes_classifier.preprocess import preprocess
 from ipbes_classifier.project import preprocess_project
 from ipbes_classifier.records import read_records, to_records
+from moods import MoodyServer, breaks_off, resets, says, serving, sleeps, waits
 
 MAIL = 'screener@assessment.example.org'
 
@@ -40,75 +40,28 @@ def item(n:int, **more)->dict:
     return dict(DOI=f'10.{1000+n%3}/Paper.{n}', title=[f'Plants of plot number {n}'], issued={'date-parts':[[2000+n%20,5]]}, abstract=jats(n))|more
 
 
-class Server(ThreadingHTTPServer):
-    "Crossref's `/works` and `/works/{doi}`; before it answers, it acts out the next of its moods."
-    daemon_threads = True
+class Server(MoodyServer):
+    "Crossref's `/works` and `/works/{doi}`; `seen` are the DOIs of each request."
     def __init__(self, items:list[dict]):
-        super().__init__(('127.0.0.1',0), Handler)
-        self.items = {i['DOI'].lower():i for i in items}
-        self.moods,self.headers,self.seen,self.agents,self.times,self.mood = deque(),{'x-rate-limit-limit':'1000','x-rate-limit-interval':'1s'},[],[],[],None
-    @property
-    def url(self)->str: return f'http://127.0.0.1:{self.server_address[1]}'
-    def handle_error(self, request, address): pass
+        super().__init__()
+        self.items,self.headers = {i['DOI'].lower():i for i in items},{'x-rate-limit-limit':'1000','x-rate-limit-interval':'1s'}
 
+    def note(self, h)->list[str]:
+        return [f.removeprefix('doi:') for f in h.query['filter'].split(',')] if 'filter' in h.query else [unquote(h.route.removeprefix('/works/'))]
 
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = 'HTTP/1.1'
-    def log_message(self, *args): pass
-
-    def do_GET(self):
-        s = self.server
-        s.times.append(time.monotonic())
-        s.agents.append(self.headers['User-Agent'])
-        at = urlsplit(self.path)
-        query = {k:v[0] for k,v in parse_qs(at.query).items()}
-        dois = [f.removeprefix('doi:') for f in query['filter'].split(',')] if 'filter' in query else [unquote(at.path.removeprefix('/works/'))]
-        s.seen.append(dois)
-        mood = s.moods.popleft() if s.moods else s.mood
-        if mood and mood(self, dois): return
-        found = [s.items[d.lower()] for d in dois if d.lower() in s.items]
-        if 'filter' in query:
-            keep = query['select'].split(',')
-            self.say(200, dict(status='ok', message={'total-results':len(found),'items':[{k:v for k,v in i.items() if k in keep} for i in found]}))
-        elif found: self.say(200, dict(status='ok', message=found[0]))
-        else: self.say(404, 'Resource not found.', kind='text/plain')
-
-    def say(self, code:int, body, kind:str='application/json', length:int|None=None, **headers):
-        data = (body if isinstance(body,str) else json.dumps(body)).encode()
-        self.send_response(code)
-        for k,v in dict(self.server.headers, **{'Content-Type':kind,'Content-Length':str(len(data) if length is None else length)}, **headers).items():
-            self.send_header(k.replace('_','-'), v)
-        self.end_headers()
-        self.wfile.write(data)
-        return True
-
-
-def says(code:int, body='', **kw): return lambda h,dois: h.say(code, body, **kw)
-
-
-def resets(h, dois):
-    h.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii',1,0))
-    h.close_connection = True
-    h.connection.close()
-    return True
-
-
-def breaks_off(h, dois):
-    h.say(200, '{"status":"ok","message":{"items":[{"DOI":"10.10', length=5000)
-    h.close_connection = True
-    return True
-
-
-def sleeps(h, dois): time.sleep(1.5)
+    def answer(self, h):
+        dois = self.note(h)
+        found = [self.items[d.lower()] for d in dois if d.lower() in self.items]
+        if 'filter' in h.query:
+            keep = h.query['select'].split(',')
+            h.say(200, dict(status='ok', message={'total-results':len(found),'items':[{k:v for k,v in i.items() if k in keep} for i in found]}))
+        elif found: h.say(200, dict(status='ok', message=found[0]))
+        else: h.say(404, 'Resource not found.', kind='text/plain')
 
 
 @pytest.fixture
 def crossref():
-    server = Server([item(n) for n in range(40)])
-    threading.Thread(target=server.serve_forever, kwargs=dict(poll_interval=0.02), daemon=True).start()
-    yield server
-    server.shutdown()
-    server.server_close()
+    with serving(server=Server([item(n) for n in range(40)])) as server: yield server
 
 
 def source(server, tmp_path, **kw)->Crossref:
@@ -172,7 +125,7 @@ def test_retry_after_is_waited_for(crossref, tmp_path):
 
 def test_one_bad_doi_does_not_spoil_its_batch(crossref, tmp_path):
     bad = '10.1000/bad(doi'
-    crossref.mood = lambda h,dois: h.say(400, dict(status='failed', message=[dict(type='filter-not-available',message='bad')])) if bad in dois else None
+    crossref.mood = lambda h: h.say(400, dict(status='failed', message=[dict(type='filter-not-available',message='bad')])) if bad in crossref.note(h) else None
     works = source(crossref,tmp_path).works([*DOIS[:6],bad])
     assert works.pop(bad) is None and all(works.values())
     crossref.seen,crossref.mood = [],None
@@ -222,7 +175,7 @@ def test_an_answer_for_another_doi_is_no_answer(crossref, tmp_path):
 
 
 def test_a_list_that_is_cut_short_is_asked_for_in_halves(crossref, tmp_path):
-    crossref.mood = lambda h,dois: h.say(200, dict(message={'total-results':len(dois),'items':[item(0)]})) if len(dois)>2 else None
+    crossref.mood = lambda h: h.say(200, dict(message={'total-results':len(crossref.note(h)),'items':[item(0)]})) if len(crossref.note(h))>2 else None
     assert all(source(crossref,tmp_path).works(DOIS[:8]).values())
 
 
@@ -393,7 +346,7 @@ def test_killed_and_resumed_gives_the_same_file(crossref, tmp_path):
     project(tmp_path/'whole', crossref.url)
     preprocess_project(load_config(root=tmp_path/'whole'), fill_missing=True)
     crossref.seen = []
-    crossref.moods += [None,None,lambda h,dois: time.sleep(4)]
+    crossref.moods += [None,None,waits(4)]
     kw = project(tmp_path/'killed', crossref.url)
     p = subprocess.Popen([*IPBES,'preprocess','-fm'], **{k:v for k,v in kw.items() if k!='timeout'}, stdout=subprocess.DEVNULL)
     end = time.monotonic()+60

@@ -144,11 +144,9 @@ def readme(script, *replaced):
 def test_preprocess_also_makes_folds(lab):
     root,env = lab
     from test_fetch import Server
-    import threading
-    crossref = Server([])
-    threading.Thread(target=crossref.serve_forever, daemon=True).start()
-    try: out,_ = ipbes(*readme('preprocess'), f'api.crossref_url={crossref.url}', 'api.batch_size=100', cwd=root, PYALEX_EMAIL='a@example.org')
-    finally: crossref.shutdown()
+    from moods import serving
+    with serving(server=Server([])) as crossref:
+        out,_ = ipbes(*readme('preprocess'), f'api.crossref_url={crossref.url}', 'api.batch_size=100', cwd=root, PYALEX_EMAIL='a@example.org')
     assert 'Crossref' in out and crossref.seen
     assert len(list((root/'data/folds').glob('*_run-0.csv')))==15 and not list((root/'data/folds').glob('*_run-1.csv'))
     assert read_fold(root/'data/folds', 4, 0, root/'data/cleaned_dataset.csv').fold==4
