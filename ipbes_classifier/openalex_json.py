@@ -255,15 +255,15 @@ def _rows(fs, file, name, original):
 
 # %% ../nbs/05e_openalex_json.ipynb #ba80ddf5
 def _open_works(fs, file, name):
-    "The works of one file, by its first bytes: parquet, gzip or JSON."
-    with _service_errors(name):
-        with fs.open_input_stream(file, compression=None) as f: magic = f.read(4)
+    "The works of one file, by its first bytes: parquet, gzip or JSON; a bucket is asked for 8 MB at a time."
+    with _service_errors(name), fs.open_input_file(file) as f:
+        magic = f.read(4)
+        f.seek(0)
         if not magic: raise ValueError(f"{name} is empty; a file of works holds one a line")
-        if magic==b'PAR1':
-            with fs.open_input_file(file) as f: yield from _parquet_works(f, name)
+        if magic==b'PAR1': yield from _parquet_works(f,name)
         else:
-            with fs.open_input_stream(file, compression=None, buffer_size=8<<20) as f:
-                yield from _json_works(gzip.GzipFile(fileobj=f) if magic[:2]==b'\x1f\x8b' else io.BufferedReader(f,_BLOCK), name)
+            blocks = io.BufferedReader(f, 8<<20)
+            yield from _json_works(gzip.GzipFile(fileobj=blocks) if magic[:2]==b'\x1f\x8b' else blocks, name)
 
 # %% ../nbs/05e_openalex_json.ipynb #ffde8de5
 _PARTITION = re.compile(r'updated_date=([^/]*)')
@@ -340,7 +340,7 @@ def _located(path):
     from pyarrow import fs
     text = os.fspath(path)
     if not _S3.match(text): return fs.LocalFileSystem(),text,''
-    return fs.S3FileSystem(**_s3_options(os.environ), connect_timeout=20, request_timeout=120, retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=6)),_S3.sub('',text).rstrip('/'),'s3://'
+    return fs.S3FileSystem(**_s3_options(os.environ), connect_timeout=20, request_timeout=120, retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=5)),_S3.sub('',text).rstrip('/'),'s3://'
 
 # %% ../nbs/05e_openalex_json.ipynb #eea655af
 def _works_files(fs, root, prefix):
