@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['app', 'Overrides', 'ConfigFile', 'Model', 'Models', 'Fold', 'Folds', 'Run', 'Runs', 'Loss', 'Losses', 'WithTitle',
-           'WithKeywords', 'BestMetric', 'HpConfig', 'Experiment', 'Force', 'fetch', 'init', 'preprocess', 'folds',
-           'train', 'ensemble', 'hpo', 'run', 'compare', 'demo', 'metrics', 'predict', 'push', 'convert', 'config',
-           'info', 'main']
+           'WithKeywords', 'BestMetric', 'HpConfig', 'Experiment', 'Force', 'fetch', 'init', 'fetch_zotero',
+           'preprocess', 'folds', 'train', 'ensemble', 'hpo', 'run', 'compare', 'demo', 'metrics', 'predict', 'push',
+           'convert', 'config', 'info', 'main']
 
 # %% ../nbs/90_cli.ipynb #a060365b
 import os
@@ -114,6 +114,26 @@ def _by_label(items:list[str])->dict[str,list[Path]]:
 fetch = typer.Typer(help='Fetch records from a service: a library, a search, a published data set (network).', no_args_is_help=True, rich_markup_mode=None,
                     context_settings=dict(help_option_names=['-h','--help']))
 app.add_typer(fetch, name='fetch')
+
+# %% ../nbs/90_cli.ipynb #67ddcae1
+@fetch.command('zotero')
+def fetch_zotero(
+    group:Annotated[str, typer.Option('--group','-g', help='Number of the Zotero group, or the address of its page')],
+    label:Annotated[str|None, typer.Option('--label', help='The label that its papers carry')]=None,
+    out:Annotated[Path|None, typer.Option('--output','-o', help='A .csv file; default: zotero_LABEL.csv in data/raw of the project, or here')]=None,
+    overrides:Overrides=None, config:ConfigFile=None,
+)->None:
+    "The library of a Zotero group, as Zotero exports it; called again, only what changed is asked for. The key of a group that is not public stands in ZOTERO_API_KEY."
+    from ipbes_classifier.config import find_root
+    from ipbes_classifier.zotero import default_path, fetch_group, label_advice
+    s = _settings(config, overrides)
+    in_project = bool(config or find_root())
+    path = out.absolute() if out else default_path(s if in_project else None, label or group)
+    done = fetch_group(group, path, s.api, progress=sys.stderr.isatty())
+    typer.echo(f'{done}\n{os.path.relpath(path)}')
+    if not done.n: typer.echo(f'there are no references in group {done.group}, or all are in its trash', err=True)
+    if label and in_project and (advice := label_advice(s,label,path)): typer.echo(advice, err=True)
+    elif label and not in_project: typer.echo(f'`ipbes preprocess --positives {label}={os.path.relpath(path)}` reads it', err=True)
 
 # %% ../nbs/90_cli.ipynb #7a906bf1
 def _figures(table:'pd.DataFrame', digits:int=3)->str:
