@@ -8,19 +8,18 @@ __all__ = ['crossref_work', 'Crossref']
 # %% ../nbs/11a_crossref.ipynb #3df26b1f
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from .config import Api
-from .fetch import Cache, RequestRefused, Service, ServiceError, Work
+from .fetch import CachedSource, RequestRefused, Service, ServiceError, Work
 from .records import clean_text, normalise_doi, normalise_title
 
 if TYPE_CHECKING:
     import httpx2
 
 # %% ../nbs/11a_crossref.ipynb #f37de56a
-_SELECT = ('DOI','title','subtitle','original-title','abstract','issued')
+_SELECT = ('DOI','title','subtitle','original-title','abstract','issued','publisher')
 
 def _texts(item, key):
     "The texts of a field that is a list, a text or missing."
@@ -39,7 +38,8 @@ def crossref_work(
     abstract = item.get('abstract')
     try: year = int(item['issued']['date-parts'][0][0])
     except (LookupError,TypeError,ValueError,OverflowError): year = 0
-    return Work(title, clean_text(abstract) if isinstance(abstract,str) else '', year if 1500<=year<2100 else None, (*titles,*_texts(item,'original-title')))
+    return Work(title, clean_text(abstract) if isinstance(abstract,str) else '', year if 1500<=year<2100 else None, (*titles,*_texts(item,'original-title')),
+                next(iter(_texts(item,'publisher')),''))
 
 # %% ../nbs/11a_crossref.ipynb #cb1c78fa
 def _list(
@@ -65,34 +65,17 @@ def _single(
     try: return [answer['message']]
     except (LookupError,TypeError): raise ServiceError(f"{service} answers with JSON that is no work") from None
 
-# %% ../nbs/11a_crossref.ipynb #b94e4e8f
-def _check_open(
-    service:Service, # Crossref
-)->None:
-    "After a refusal: ask for nothing, which nobody refuses who answers at all."
-    try: service.get('/works', rows=0)
-    except RequestRefused as e: raise ServiceError(f"{e}, and so it does whatever is asked") from None
-
-# %% ../nbs/11a_crossref.ipynb #4d9bf836
-def _ask(
-    service:Service,    # Crossref
-    dois:Sequence[str], # any number, none twice
-)->dict[str,Any]:       # items, None where there is none; without DOIs that the service refuses
-    "Answers by DOI; `ServiceError` if nothing is answered."
-    alone = [d for d in dois if ',' in d] if len(dois)>1 else []
-    if alone: return {k:v for part in ([d for d in dois if d not in alone], *([d] for d in alone)) for k,v in _ask(service,part).items()}
-    try: items = (_list(service,dois) if len(dois)>1 else _single(service,dois[0])) if dois else []
-    except RequestRefused:
-        half = len(dois)//2
-        if half: return _ask(service,dois[:half])|_ask(service,dois[half:])
-        _check_open(service)
-        return {}
+# %% ../nbs/11a_crossref.ipynb #dce7f0e2
+def _by_doi(
+    service:Service, # for the message
+    items:list,      # of an answer
+)->dict[str,Any]:    # what is needed of them
+    "Items by their own DOI."
     if not all(isinstance(x,dict) for x in items): raise ServiceError(f"{service} answers with JSON that is no list of works")
-    found = {normalise_doi(str(x.get('DOI',''))): {k:v for k,v in x.items() if k in _SELECT} for x in items}
-    return {d:found.get(d) for d in dois}
+    return {normalise_doi(str(x.get('DOI',''))): {k:v for k,v in x.items() if k in _SELECT} for x in items}
 
-# %% ../nbs/11a_crossref.ipynb #9fece57b
-class Crossref:
+# %% ../nbs/11a_crossref.ipynb #1cfd0c43
+class Crossref(CachedSource):
     "Crossref as a `Source`: answers from the cache, else from the service."
     name = 'Crossref'
     def __init__(self,
@@ -101,30 +84,9 @@ class Crossref:
         progress:bool=False,           # show a bar
         backoff:float=1.,              # seconds to wait after a first failure
         transport:'httpx2.BaseTransport|None'=None, # stands in for the network
-    ) -> None:
-        self.api,self.progress,self.cache = api,progress,Cache(Path(cache)/'crossref.sqlite',api.cache_days)
-        self.service,self.n_new = Service(self.name, api.crossref_url, api, backoff, transport),0
-        self.key = repr(self.service)  # in the cache: another address is another service
+    ) -> None: super().__init__(Service(self.name,api.crossref_url,api,backoff,transport), cache, progress)
 
-    def works(self,
-        dois:Sequence[str],         # as in a record
-    )->dict[str,Work|None]:         # of each; None if it is not registered there, or the service refuses the DOI
-        "What Crossref says; `ServiceError` if it cannot be asked, and what came until then stays in the cache."
-        from tqdm import tqdm
-        known = self.cache.read(self.key, dois)
-        new = [d for d in dict.fromkeys(dois) if d not in known]
-        with tqdm(total=len(new), desc=f'asking {self.name}', unit=' DOIs', leave=False, disable=not (self.progress and new)) as bar:
-            for i in range(0, len(new), self.api.batch_size):
-                known |= self._remember(new[i:i+self.api.batch_size])
-                bar.update(min(self.api.batch_size, len(new)-i))
-        return {d:crossref_work(known[d]) if known.get(d) else None for d in dois}
-
-    def _remember(self, batch:Sequence[str])->dict[str,Any]:
-        "Ask for a batch and keep the answers."
-        try: answers = _ask(self.service, batch)
-        except ServiceError as e:
-            when = f', and asks to wait for {e.again:,.0f} seconds' if e.again else ''
-            raise ServiceError(f"{e}{when}; {self.n_new:,} answers came before and are kept in {self.cache.path}, the same command goes on from there", e.again) from e
-        self.cache.write(self.key, answers)
-        self.n_new += len(answers)
-        return answers
+    def many(self, dois:Sequence[str])->dict[str,Any]: return _by_doi(self.service, _list(self.service,dois))
+    def one(self, doi:str)->dict[str,Any]: return _by_doi(self.service, _single(self.service,doi))
+    def ping(self)->object: return self.service.get('/works', rows=0)
+    def read(self, item:Any)->Work: return crossref_work(item)

@@ -156,7 +156,7 @@ def test_answers_of_another_address_are_not_taken(crossref, tmp_path):
 def test_a_pace_of_hours_ends_the_run_and_keeps_what_came(crossref, tmp_path):
     crossref.headers = {'x-rate-limit-limit':'1','x-rate-limit-interval':'2h'}
     start = time.monotonic()
-    with pytest.raises(ServiceError, match=r'api\.max_wait.*asks to wait for 7,[12]\d\d seconds; 1 answers came before'):
+    with pytest.raises(ServiceError, match=r'api\.max_wait.*asks to wait for 7,[12]\d\d seconds, until .* UTC; 1 answers came before'):
         source(crossref,tmp_path,batch_size=1).works(DOIS[:3])
     assert time.monotonic()-start<5 and len(crossref.seen)==1
 
