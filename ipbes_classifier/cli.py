@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['app', 'Overrides', 'ConfigFile', 'Model', 'Models', 'Fold', 'Folds', 'Run', 'Runs', 'Loss', 'Losses', 'WithTitle',
            'WithKeywords', 'BestMetric', 'HpConfig', 'Experiment', 'Force', 'fetch', 'init', 'fetch_zotero',
-           'preprocess', 'folds', 'train', 'ensemble', 'hpo', 'run', 'compare', 'demo', 'metrics', 'predict', 'push',
-           'convert', 'config', 'info', 'main']
+           'fetch_published', 'preprocess', 'folds', 'train', 'ensemble', 'hpo', 'run', 'compare', 'demo', 'metrics',
+           'predict', 'push', 'convert', 'config', 'info', 'main']
 
 # %% ../nbs/90_cli.ipynb #a060365b
 import os
@@ -134,6 +134,34 @@ def fetch_zotero(
     if not done.n: typer.echo(f'there are no references in group {done.group}, or all are in its trash', err=True)
     if label and in_project and (advice := label_advice(s,label,path)): typer.echo(advice, err=True)
     elif label and not in_project: typer.echo(f'`ipbes preprocess --positives {label}={os.path.relpath(path)}` reads it', err=True)
+
+# %% ../nbs/90_cli.ipynb #9a486b59
+def _show_published(what:str, s:'Settings', jobs:int)->None:
+    "The size and name of each file; what no screen should be sent is quoted."
+    from ipbes_classifier.published import Bucket, list_published
+    files = list_published(what, Bucket(s.api.published_url,s.api), jobs)
+    for f in files: typer.echo(f'{f.size:15,}  {f.key if f.key.isprintable() else ascii(f.key)}')
+    typer.echo(f'{sum(f.size for f in files):15,}  bytes in {len(files):,} files')
+
+# %% ../nbs/90_cli.ipynb #8b500d92
+@fetch.command('published')
+def fetch_published(
+    what:Annotated[str, typer.Argument(metavar='[dataset|checkpoints|PREFIX]', help="What to fetch; PREFIX: what names begin with, e.g. checkpoints/best_model_cross_val_BCE_roberta")]='dataset',
+    overrides:Overrides=None, config:ConfigFile=None,
+    out:Annotated[Path|None, typer.Option('--output','-o', help='A folder; default: where the project reads such files')]=None,
+    jobs:Annotated[int, typer.Option('--jobs','-j', min=1, max=32, help='Files at a time')]=4,
+    show:Annotated[bool, typer.Option('--list', help='Show what there is; fetch nothing')]=False,
+)->None:
+    "The data set and checkpoints that IPBES-Classifier published, compared with their checksums; called again, it goes on where it stopped."
+    from ipbes_classifier.config import find_root
+    from ipbes_classifier.published import fetch_published as bring
+    from ipbes_classifier.published import next_step, published_place
+    s = _settings(config, overrides)
+    if show: return _show_published(what, s, jobs)
+    if not (out or config or find_root()): raise FileNotFoundError('nothing says where to put the files: -o DIR names a folder, and in a project `ipbes fetch published` knows theirs')
+    done = bring(what, out.absolute() if out else published_place(what,s), s.api, jobs, progress=sys.stderr.isatty())
+    typer.echo(f'{done}\n{os.path.relpath(done.folder)}')
+    if advice := next_step(done, None if out else s): typer.echo(advice, err=True)
 
 # %% ../nbs/90_cli.ipynb #7a906bf1
 def _figures(table:'pd.DataFrame', digits:int=3)->str:
