@@ -8,7 +8,7 @@ __all__ = ['DRAWN', 'Sample', 'periods', 'apportion', 'Stratum', 'plan_strata', 
 # %% ../nbs/16_corpus.ipynb #ef8f5ef9
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
