@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['app', 'Overrides', 'ConfigFile', 'Model', 'Models', 'Fold', 'Folds', 'Run', 'Runs', 'Loss', 'Losses', 'WithTitle',
            'WithKeywords', 'BestMetric', 'HpConfig', 'Experiment', 'Force', 'fetch', 'init', 'fetch_zotero',
-           'fetch_published', 'preprocess', 'folds', 'train', 'ensemble', 'hpo', 'run', 'compare', 'demo', 'metrics',
-           'predict', 'push', 'convert', 'config', 'info', 'main']
+           'fetch_published', 'fill', 'preprocess', 'folds', 'train', 'ensemble', 'hpo', 'run', 'compare', 'demo',
+           'metrics', 'predict', 'push', 'convert', 'config', 'info', 'main']
 
 # %% ../nbs/90_cli.ipynb #a060365b
 import os
@@ -163,6 +163,27 @@ def fetch_published(
     typer.echo(f'{done}\n{os.path.relpath(done.folder)}')
     if advice := next_step(done, None if out else s): typer.echo(advice, err=True)
 
+# %% ../nbs/90_cli.ipynb #55f69faf
+@app.command()
+def fill(
+    file:Annotated[Path, typer.Argument(metavar='INPUT', help='Records in any format that is read')],
+    out:Annotated[Path, typer.Option('--output','-o', help='A file in any format that is written')],
+    overrides:Overrides=None, config:ConfigFile=None,
+    source:Annotated[list[str]|None, typer.Option('--source', help='crossref or openalex; once per service, in the order to ask; default: as configured')]=None,
+)->None:
+    "Missing titles and abstracts of a file, by DOI, from Crossref and OpenAlex (network); beside the output, what came from where. A free OpenAlex key stands in OPENALEX_API_KEY."
+    from ipbes_classifier.config import project_path
+    from ipbes_classifier.fetch import ServiceError
+    from ipbes_classifier.fill import fill_file, make_sources
+    s = _settings(config, overrides)
+    sources = make_sources(s.api, project_path(s,s.api.cache), source, s.logging.progress)
+    try: done = fill_file(file, out, sources)
+    except ServiceError as e:
+        if not e.again or e.again<=s.api.max_wait: raise
+        typer.echo(f'ipbes: {e}', err=True)
+        raise typer.Exit(3) from None
+    typer.echo(f'{done}\n\n{os.path.relpath(out)}\n{os.path.relpath(out.with_name(out.stem+"_filled.csv"))}: what came from where')
+
 # %% ../nbs/90_cli.ipynb #7a906bf1
 def _figures(table:'pd.DataFrame', digits:int=3)->str:
     "A table of `metrics_table` with a line for each measure."
@@ -177,7 +198,7 @@ def preprocess(
     positives:Annotated[list[str]|None, typer.Option('--positives', metavar='LABEL=FILE', help='A library whose papers carry the label; default: as configured')]=None,
     corpus:Annotated[list[Path]|None, typer.Option('--corpus', help='A file or folder with the rest; default: as configured, or none with --positives')]=None,
     out:Annotated[Path|None, typer.Option('--output','-o', help='The data set, .csv or .parquet')]=None,
-    fill_missing:Annotated[bool, typer.Option('--fill-missing','-fm','--fill_missing', help='Ask Crossref for missing titles and abstracts (network)')]=False,
+    fill_missing:Annotated[bool, typer.Option('--fill-missing','-fm','--fill_missing', help='Ask Crossref and OpenAlex for missing titles and abstracts (network)')]=False,
     n_folds:NFolds=None, n_runs:NRuns=None,
 )->None:
     "Clean, de-duplicate and label raw libraries into one data set, with an account of every row; with -nf or -nr, also make folds."

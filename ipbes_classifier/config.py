@@ -165,6 +165,7 @@ class Logging:
 class Api:
     "Outside services that are asked for metadata, when a command is told to."
     email:str = ''                                       # whom a service may write to; '': the variable IPBES_EMAIL or PYALEX_EMAIL
+    sources:list[str] = field(default_factory=lambda: ['crossref','openalex'])  # asked for missing titles and abstracts, in this order
     crossref_url:str = 'https://api.crossref.org'
     openalex_url:str = 'https://api.openalex.org'
     zotero_url:str = 'https://api.zotero.org'

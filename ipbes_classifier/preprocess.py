@@ -25,7 +25,7 @@ import numpy as np
 import pandas as pd
 
 from .fetch import Source
-from .fill import OUTCOMES, count_gaps, fill_gaps, find_missing, gap_table, words_in_common
+from .fill import OUTCOMES, count_gaps, fill_gaps, filled_figures, filled_sentence, find_missing, words_in_common
 from .files import atomic_path, write_errors, write_json, write_text
 from .records import (FIELDS, _MARK, _NOT_WORD, _csv_options, _files, _mapping, _raw_frames, _strings, check_overwrite, clean_records, normalise_doi,
                                       normalise_language, normalise_title, parse_labels, to_records)
@@ -405,20 +405,12 @@ def _label_rows(a:'Account')->tuple[list[str],list[list]]:
 def _filled_account(sources:Sequence[Source], asked:_Asked)->dict[str,Any]:
     "What was asked of services, and what came; {} if none was asked."
     if not sources: return {}
-    counts = asked.counts
-    came = {s.name: {f: sum(n for (_,what,by),n in counts.items() if (what,by)==(f,s.name)) for f in ('title','abstract','year')} for s in sources}
-    return dict(records=int(sum(n for (_,what,_),n in counts.items() if what in OUTCOMES)), came=came, prefixes=gap_table(counts).reset_index().to_dict('records'), other_title=asked.other_title)
+    return filled_figures(sources,asked.counts)|dict(other_title=asked.other_title)
 
 # %% ../nbs/12_preprocess.ipynb #c1aab1e9
 def _filled_text(a:'Account')->str:
     "One sentence on what was filled, '' if nobody was asked."
-    if not a.filled: return ''
-    said = lambda x: ', '.join(f'{n:,} {f}{"s"*(n!=1)}' for f,n in x.items() if n) or 'nothing'
-    came = '; '.join(f'{name} gave {said(x)}' for name,x in a.filled['came'].items())
-    why = ', '.join(f'{n:,} {_WHY[o]}' for o in _WHY if (n:=a.filled['prefixes'][0][o]))
-    return f"{a.filled['records']:,} rows without title or abstract: {came}"+(f'; {why}' if why else '')
-
-_WHY = dict(partly='registered without it', other_title='under another title', unknown='not registered', no_doi='without DOI')
+    return filled_sentence(a.filled) if a.filled else ''
 
 # %% ../nbs/12_preprocess.ipynb #8602b7e4
 def _text_table(header:list[str], rows:list[list])->str:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from .config import Settings, label_names, load_config, project_path, resource_dir
-from .crossref import Crossref
+from .fill import make_sources
 from .files import locked, read_json
 from .folds import Fold, make_folds, near_duplicate_clusters, write_folds
 from .preprocess import Account, preprocess
@@ -50,16 +50,16 @@ def preprocess_project(
     positives:Mapping[str,Sequence[str|os.PathLike]]|None=None, # label to files; default: as configured
     corpus:Sequence[str|os.PathLike]|None=None,         # default: as configured
     out:str|os.PathLike|None=None,                      # the data set to write; default: as configured
-    fill_missing:bool=False,                            # ask Crossref for missing titles and abstracts; needs the network
+    fill_missing:bool=False,                            # ask Crossref and OpenAlex, or what `api.sources` names, for missing titles and abstracts; needs the network
 )->Account:                                              # what became of every raw row
-    "Make the cleaned data set of a project; `ValueError` if a label is not configured or no file is named, `ServiceError` if Crossref cannot be asked."
+    "Make the cleaned data set of a project; `ValueError` if a label is not configured or no file is named, `ServiceError` if a service cannot be asked."
     labels = label_names(s)
     if positives is None: positives = {l.name:[project_path(s,p) for p in l.positives] for l in s.labels if l.positives}
     if unknown := set(positives)-set(labels): raise ValueError(f"no label {', '.join(sorted(unknown))} in the configuration; labels: {', '.join(labels)}")
     if corpus is None: corpus = [project_path(s,p) for p in s.data.corpus]
     if not positives and not corpus: raise ValueError("nothing to read: name files in `labels` and `data.corpus`, or give --positives and --corpus")
     out = project_path(s, out or s.paths.dataset)
-    sources = [Crossref(s.api, project_path(s,s.api.cache), s.logging.progress)] if fill_missing else []
+    sources = make_sources(s.api, project_path(s,s.api.cache), progress=s.logging.progress) if fill_missing else []
     with timed() as took:
         account = preprocess(positives, corpus, out, labels, s.data.item_types, s.data.keep_title_only, languages=s.data.languages or None,
                              progress=s.logging.progress, sources=sources)
