@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['app', 'Overrides', 'ConfigFile', 'Model', 'Models', 'Fold', 'Folds', 'Run', 'Runs', 'Loss', 'Losses', 'WithTitle',
-           'WithKeywords', 'BestMetric', 'HpConfig', 'Experiment', 'Force', 'fetch', 'init', 'fetch_zotero',
+           'WithKeywords', 'BestMetric', 'HpConfig', 'Experiment', 'Force', 'fetch', 'init', 'assess', 'fetch_zotero',
            'fetch_published', 'fill', 'preprocess', 'folds', 'train', 'ensemble', 'hpo', 'run', 'compare', 'demo',
            'metrics', 'predict', 'push', 'convert', 'config', 'info', 'main']
 
@@ -23,6 +23,7 @@ import typer
 if TYPE_CHECKING:
     import pandas as pd
     from ipbes_classifier.config import Settings
+    from ipbes_classifier.corpus import Sample
     from ipbes_classifier.pipeline import Grid
     from ipbes_classifier.train import Trained
 
@@ -99,6 +100,62 @@ def init(folder:Annotated[Path, typer.Argument(help='The new project')])->None:
     "Write a project folder: settings and report notebooks, for editing."
     from ipbes_classifier.project import init_project
     typer.echo(f'{init_project(folder)}: edit configs/config.yaml (labels and their files), then `ipbes preprocess`')
+
+# %% ../nbs/90_cli.ipynb #d1784536
+def _of_labels(option:str, items:list[str]|None, labels:list[str])->dict[str,list[str]]:
+    "What an option of `assess` says of each label: `LABEL=VALUE`, or a bare value where there is one label."
+    out:dict[str,list[str]] = {l:[] for l in labels}
+    for item in items or []:
+        label,eq,value = item.partition('=')
+        if not (eq and (label in labels or not labels and label.replace('-','_').isidentifier())): label,value = '',item
+        if not label and len(labels)!=1: raise ValueError(f"{option} {item!r}: of which label? Give --label NAME, or with several labels {option} NAME={value}")
+        out.setdefault(label or labels[0],[]).append(value)
+    return out
+
+# %% ../nbs/90_cli.ipynb #75b681e4
+def _corpus(files:list[Path]|None, n:int|None, random_share:float|None, seed:int|None)->'list[Path]|Sample':
+    "The corpus that `assess` is told of."
+    from ipbes_classifier.corpus import Sample
+    if n is not None: return Sample(n, **_flags(random_share=random_share, seed=seed))
+    if random_share is not None or seed is not None: raise ValueError('--random-share and --seed are for --sample N, the number of works to draw from OpenAlex')
+    return files or []
+
+# %% ../nbs/90_cli.ipynb #ff6e1ee0
+def _known_labels(folder:Path)->list[str]:
+    "Labels that an assessment in a folder has already."
+    from ipbes_classifier.assess import read_plan
+    return list(read_plan(folder.resolve()).labels)
+
+# %% ../nbs/90_cli.ipynb #87be905c
+@app.command()
+def assess(
+    folder:Annotated[Path, typer.Argument(help='The project; made if missing')],
+    overrides:Overrides=None,
+    label:Annotated[list[str]|None, typer.Option('--label', help='Short name of the assessment; once per label')]=None,
+    group:Annotated[list[str]|None, typer.Option('--group','-g', metavar='[LABEL=]GROUP', help='A Zotero group with its papers: number, or address of its page')]=None,
+    positives:Annotated[list[str]|None, typer.Option('--positives', metavar='[LABEL=]FILE', help='A file with its papers')]=None,
+    corpus:Annotated[list[Path]|None, typer.Option('--corpus', help='A file or folder with other papers')]=None,
+    sample:Annotated[int|None, typer.Option('--sample', metavar='N', help='Or draw N works of the same years and languages from OpenAlex (network)')]=None,
+    random_share:Annotated[float|None, typer.Option('--random-share', help='Of the sample: at random from all fields, the rest from the topics of the positives; default: 0.5')]=None,
+    seed:Annotated[int|None, typer.Option('--seed', help='Of the draw; default: 42')]=None,
+    description:Annotated[list[str]|None, typer.Option('--description', metavar='[LABEL=]TEXT', help='What the label stands for')]=None,
+    fill:Annotated[bool|None, typer.Option('--fill/--no-fill', help='Ask services for missing titles and abstracts; default: yes, or as before')]=None,
+    update:Annotated[bool, typer.Option('--update/--no-update', help='Ask Zotero whether groups have grown')]=True,
+    dry_run:Annotated[bool, typer.Option('--dry-run', help='List the steps, and which are done; do nothing')]=False,
+)->None:
+    "A new assessment: project, positives, corpus, data set, folds, a first model. The same command goes on where it stopped; with another --label, the project gets a further one."
+    from ipbes_classifier.assess import assess as make
+    from ipbes_classifier.fetch import ServiceError
+    from ipbes_classifier.zotero import group_number
+    labels = list(dict.fromkeys(label or _known_labels(folder)))
+    given = [_of_labels(*x,labels) for x in (('--group',group),('--positives',positives),('--description',description))]
+    groups = {l:[group_number(g) for g in gs] for l,gs in given[0].items()}
+    sources = {l:[*groups.get(l,[]),*given[1].get(l,[])] for l in dict.fromkeys([*(label or []),*given[0],*given[1]])}
+    told = {l:t[-1] for l,t in given[2].items() if t}
+    try: make(folder, sources, _corpus(corpus,sample,random_share,seed), told, fill, update, overrides or [], typer.echo, dry_run)
+    except ServiceError as e:
+        typer.echo(f'ipbes: {_sentence(e)}', err=True)
+        raise typer.Exit(1 if e.again is None else 3) from None
 
 # %% ../nbs/90_cli.ipynb #423e1578
 def _by_label(items:list[str])->dict[str,list[Path]]:
