@@ -8,7 +8,6 @@ __all__ = ['Parts', 'alone_in']
 # %% ../nbs/06_parts.ipynb #67eb6a82
 import json
 import os
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -73,8 +72,8 @@ def _read_ids(path:Path, sha256:str)->list[str]:
 # %% ../nbs/06_parts.ipynb #b8c697a6
 class _Kept:
     "What a folder of parts holds."
-    def __init__(self, folder:Path, query:Mapping[str,Any], columns:Sequence[str], size:int) -> None:
-        self.folder,self.query,self.columns,self.size = folder,json.loads(json.dumps(query)),tuple(columns),size
+    def __init__(self, folder:Path, query:Mapping[str,Any], columns:Sequence[str], size:int, limit:int|None=None) -> None:
+        self.folder,self.query,self.columns,self.size,self.limit = folder,json.loads(json.dumps(query)),tuple(columns),size,limit
         self.at:Any = None                 # where to go on; None: from the start
         self.counts:dict[str,float] = {}   # figures that add up
         self.notes:dict[str,list] = {}     # lists that grow; those with _ before the name stay out of the manifest
@@ -92,7 +91,8 @@ class _Kept:
     def _take(self, page:dict)->None:
         "Add a page of the spool to what is known."
         self.at = page['at']
-        self.rows += [r for r in (dict(zip(self.columns,v)) for v in page['rows']) if self._seen.add(r['id'])]
+        for r in (dict(zip(self.columns,v)) for v in page['rows']):
+            if (self.limit is None or self.n<self.limit) and self._seen.add(r['id']): self.rows.append(r)
         for k,v in page['counts'].items(): self.counts[k] = round(self.counts.get(k,0)+v, 9)
         for k,more in page['notes'].items(): self.notes.setdefault(k,[]).extend(more)
 
@@ -109,8 +109,8 @@ class _Kept:
 # %% ../nbs/06_parts.ipynb #d0da8f95
 class _Opened(_Kept):
     "A folder of parts, read from the disk or begun."
-    def __init__(self, folder:Path, query:Mapping[str,Any], columns:Sequence[str], size:int) -> None:
-        super().__init__(folder, query, columns, size)
+    def __init__(self, *args:Any) -> None:
+        super().__init__(*args)
         m = _read_manifest(self.manifest)
         _check_folder(self.folder, m, self.query)
         if m is None: self._begin()
@@ -146,7 +146,8 @@ class Parts(_Opened):
         query:Mapping[str,Any], # what is asked for, as JSON; without secrets
         columns:Sequence[str],  # of the rows; `id` ('W123') tells repeats, `year` becomes a number
         size:int=10_000,        # rows of a part; a folder keeps the size that it began with
-    ) -> None: super().__init__(Path(folder), query, columns, size)
+        limit:int|None=None,    # rows beyond so many do not belong to the query
+    ) -> None: super().__init__(Path(folder), query, columns, size, limit)
 
     def add(self,
         rows:Sequence[dict],                 # of a page, as text; ids that are there already are dropped
@@ -193,6 +194,12 @@ class Parts(_Opened):
         if self.complete: self.full,self.rows = [*self.full,*last],[]
         self._tidy()
         return done+len(shown)
+
+    def forget(self)->None:
+        "Remove a folder into which nothing came, so that another query may use it."
+        if self.n or self.counts: return
+        for p in (self.manifest,self.spool): p.unlink(missing_ok=True)
+        if not any(self.folder.iterdir()): self.folder.rmdir()
 
 # %% ../nbs/06_parts.ipynb #ba978905
 @contextmanager
