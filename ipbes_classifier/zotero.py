@@ -11,7 +11,9 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import sqlite3
+import tempfile
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -202,11 +204,11 @@ def _changed(
     group:int,
     since:int, # version; 0 for all
 )->tuple[dict[str,int],int]|None: # key to version, and the version of the library; None if nothing changed
-    "What changed after `since`, whatever it was; the list starts over if the library changes below it."
+    "What changed after `since`, whatever it was; the list starts over if the library changes below it. Version 0 if it has gone back."
     params:dict[str,Any] = dict(format='versions', includeTrashed=1, sort='dateAdded', direction='asc')|({'since':since} if since else {})
     found:dict[str,int] = {}
     answer = _ask(service, group, 'items/top', since, **params)
-    if answer.status==304: return None
+    if answer.status==304: return None if answer.headers.get('last-modified-version',str(since))==str(since) else ({},0)
     version,total = _count(service,answer,'last-modified-version'),_count(service,answer,'total-results')
     while True:
         new = _versions(service, answer)
@@ -259,18 +261,21 @@ def _fetch(
     group:int,
     keys:Sequence[str],
     bar:'tqdm',
-)->tuple[set[str],set[int]]: # keys that are gone, versions of the library that were seen
+)->tuple[list[str],set[int]]: # keys that are not there, versions of the library that were seen
     "Fetch and remember items."
-    gone:set[str] = set()
     seen:set[int] = set()
-    for i in range(0, len(keys), _BATCH):
-        batch = keys[i:i+_BATCH]
-        items,version = _items(service, group, batch)
-        library.keep(items)
-        seen.add(version)
-        gone |= set(batch)-{x['key'] for x in items}
-        bar.update(len(items))
-    return gone,seen
+    while keys:
+        missing:list[str] = []
+        for i in range(0, len(keys), _BATCH):
+            batch = keys[i:i+_BATCH]
+            items,version = _items(service, group, batch)
+            library.keep(items)
+            seen.add(version)
+            missing += sorted(set(batch)-{x['key'] for x in items})
+            bar.update(len(items))
+        if len(missing)==len(keys): break
+        keys = missing
+    return list(keys),seen
 
 # %% ../nbs/11c_zotero.ipynb #c69563e7
 def _round(
@@ -290,9 +295,10 @@ def _round(
     keys = sorted(k for k,v in listed.items() if known.get(k)!=v)
     bar.reset(len(keys))
     missing,seen = _fetch(service, library, group, keys, bar)
-    missing,again = _fetch(service, library, group, sorted(missing), bar)
-    library.keep([], gone-set(listed)|missing)
-    if seen|again|{now}!={version}:
+    moved = (seen|{now})!={version}
+    if missing and not moved: raise ServiceError(f"{service} lists {len(missing)} items of group {group} that it does not send")
+    library.keep([], gone-set(listed)|set(missing))
+    if moved:
         library.settle(version)
         return False
     right = not since or _count(service, _ask(service,group,'items/top',format='versions',includeTrashed=1,limit=1), 'total-results')==len(library.versions())
@@ -330,23 +336,34 @@ def _check_file(
     if out.exists() and file_hash(out) not in hashes:
         raise FileExistsError(f"{out} is not what was fetched: it comes from elsewhere, or was changed since; move it away, or name another file")
 
-# %% ../nbs/11c_zotero.ipynb #a1a5c766
+# %% ../nbs/11c_zotero.ipynb #66c46e16
 def _write(
     library:Library,
-    out:Path,        # the table
+    path:Path,
 )->dict[str,str]:    # key to hash of its row
     "Write the table as Zotero writes an export, all fields quoted, with a byte order mark."
     hashes = {}
-    with atomic_path(out) as tmp:
-        with tmp.open('w', encoding='utf-8-sig', newline='') as f:
-            w = csv.writer(f, quoting=csv.QUOTE_ALL, lineterminator='\n')
-            w.writerow(COLUMNS)
-            for row in _rows(library):
-                w.writerow(row.values())
-                hashes[row['Key']] = hashlib.sha256('\0'.join(row.values()).encode()).hexdigest()
-        with library._open() as db: db.execute('INSERT OR IGNORE INTO file VALUES (?)', [file_hash(tmp)])
-    with library._open() as db: db.execute('DELETE FROM file WHERE hash!=?', [file_hash(out)])
+    with path.open('w', encoding='utf-8-sig', newline='') as f:
+        w = csv.writer(f, quoting=csv.QUOTE_ALL, lineterminator='\n')
+        w.writerow(COLUMNS)
+        for row in _rows(library):
+            w.writerow(row.values())
+            hashes[row['Key']] = hashlib.sha256('\0'.join(row.values()).encode()).hexdigest()
     return hashes
+
+# %% ../nbs/11c_zotero.ipynb #a1a5c766
+def _replace(
+    library:Library,
+    out:Path,        # the table
+)->dict[str,str]:    # key to hash of its row
+    "Put the table in its place, or leave the one that is the same."
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f'.{out.stem[:60]}-') as tmp:
+        new = _write(library, made := Path(tmp)/'table.csv')
+        if not out.exists() or file_hash(out)!=file_hash(made):
+            with library._open() as db: db.execute('INSERT OR IGNORE INTO file VALUES (?)', [file_hash(made)])
+            with atomic_path(out) as place: shutil.move(made, place)
+    with library._open() as db: db.execute('DELETE FROM file WHERE hash!=?', [file_hash(out)])
+    return new
 
 # %% ../nbs/11c_zotero.ipynb #4fd15142
 @dataclass
@@ -372,7 +389,7 @@ def _write_news(
 )->Synced:
     "Write the table where something changed."
     with library._open() as db: old = dict(db.execute('SELECT key, hash FROM written'))
-    new = _write(library, out)
+    new = _replace(library, out)
     with library._open() as db:
         db.execute('DELETE FROM written')
         db.executemany('INSERT INTO written VALUES (?,?)', new.items())
