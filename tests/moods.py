@@ -34,6 +34,7 @@ class MoodyServer(ThreadingHTTPServer):
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = 'HTTP/1.1'
+    disable_nagle_algorithm = True   # header and body are two writes; else each answer waits for an acknowledgement
     cut = None   # bytes of the body after which the connection ends
     def log_message(self, *args): pass
 
