@@ -167,6 +167,12 @@ def _by_label(items:list[str])->dict[str,list[Path]]:
         out.setdefault(label,[]).append(Path(path))
     return out
 
+# %% ../nbs/90_cli.ipynb #b64f8c7c
+def _here(path:Path)->Path:
+    "A path as seen from the folder that the command was called in; an address in a bucket as it is."
+    from ipbes_classifier.files import is_bucket
+    return path if is_bucket(path) else path.absolute()
+
 # %% ../nbs/90_cli.ipynb #e5eb19f7
 fetch = typer.Typer(help='Fetch records from a service: a library, a search, a published data set (network).', no_args_is_help=True, rich_markup_mode=None,
                     context_settings=dict(help_option_names=['-h','--help']))
@@ -263,8 +269,8 @@ def preprocess(
     from ipbes_classifier.project import preprocess_project
     if not (positives or corpus or config or find_root()): raise FileNotFoundError('nothing says which files to read: `ipbes preprocess` reads those of a project, or --positives and --corpus')
     s = _settings(config, overrides, **{'paths.dataset':out,'folds.n_folds':n_folds,'folds.n_runs':n_runs})
-    here = {l:[p.absolute() for p in ps] for l,ps in _by_label(positives).items()} if positives else None
-    given = [p.absolute() for p in corpus] if corpus else ([] if here else None)
+    here = {l:[_here(p) for p in ps] for l,ps in _by_label(positives).items()} if positives else None
+    given = [_here(p) for p in corpus] if corpus else ([] if here else None)
     account = preprocess_project(s, here, given, out.absolute() if out else None, fill_missing)
     for label,n in account.labels.items():
         if not n: typer.echo(f'no paper carries {label}: name its library by --positives {label}=FILE, or take it out of `labels`', err=True)

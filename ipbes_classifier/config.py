@@ -24,6 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from .renamed import ENVIRONMENTS, RENAMED, SECTIONS, OldSetting, _SPELT, new_key, rename_keys, shell_variables
 
+from .files import is_bucket
 from .extensions import use_modules
 
 # %% ../nbs/00_config.ipynb #3cf32e21
@@ -505,8 +506,8 @@ def project_path(
     s:Settings,              # settings
     path:str|os.PathLike,    # relative to the project root, or absolute
 )->Path:                     # absolute
-    "Where a configured path stands."
-    return Path(s.root)/path
+    "Where a configured path stands; an address in a bucket (`s3://`) stays as it is."
+    return Path(path) if is_bucket(path) else Path(s.root)/path
 
 # %% ../nbs/00_config.ipynb #df21b3a2
 def to_yaml(

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['write_errors', 'atomic_path', 'write_text', 'write_json', 'read_text', 'read_json', 'locked', 'update_file',
-           'atomic_dir', 'file_hash', 'obj_hash']
+           'atomic_dir', 'file_hash', 'obj_hash', 'is_bucket']
 
 # %% ../nbs/01_files.ipynb #23fb5144
 import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -204,3 +205,10 @@ def obj_hash(
 )->str:      # sha256 of its JSON with sorted keys
     "A hash of settings or other small objects that does not depend on the order of keys."
     return hashlib.sha256(json.dumps(obj, sort_keys=True, default=_plain).encode()).hexdigest()
+
+# %% ../nbs/01_files.ipynb #b29b9ade
+def is_bucket(
+    path:str|os.PathLike, # a path or an address
+)->bool:                  # does it begin with `s3://`? A `Path` of it has lost one slash
+    "Is this an address in a bucket?"
+    return re.match(r's3:/+[^/]', os.fspath(path)) is not None

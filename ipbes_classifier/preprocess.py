@@ -26,8 +26,8 @@ import pandas as pd
 
 from .fetch import Source
 from .fill import OUTCOMES, count_gaps, fill_gaps, filled_figures, filled_sentence, find_missing, words_in_common
-from .files import atomic_path, write_errors, write_json, write_text
-from .records import (FIELDS, _MARK, _NOT_WORD, _csv_options, _files, _mapping, _raw_frames, _strings, check_overwrite, clean_records, normalise_doi,
+from .files import atomic_path, is_bucket, write_errors, write_json, write_text
+from .records import (FIELDS, _MARK, _NOT_WORD, _csv_options, _mapping, _raw_frames, _size, _strings, check_overwrite, clean_records, normalise_doi,
                                       normalise_language, normalise_title, parse_labels, to_records)
 
 # %% ../nbs/12_preprocess.ipynb #a84f0c84
@@ -510,7 +510,7 @@ def _inputs(positives, corpus, labels, folder):
     paths = lambda x: [x] if isinstance(x,(str,os.PathLike)) else list(x)
     out = [(os.fspath(p),l) for l in labels for p in paths(positives.get(l,()))]+[(os.fspath(p),'') for p in paths(corpus)]
     if not out: raise ValueError("nothing to read: give libraries of positives, a corpus, or both")
-    return [dict(file=p, shown=Path(os.path.relpath(p,folder)).as_posix(), label=l, size=sum(f.stat().st_size for f in _files(p))) for p,l in out]
+    return [dict(file=p, shown=p if is_bucket(p) else Path(os.path.relpath(p,folder)).as_posix(), label=l, size=_size(p)) for p,l in out]
 
 # %% ../nbs/12_preprocess.ipynb #f94d7ce3
 def _tasks(inputs, settings, folder, spans, size, bar, sources, asked):
