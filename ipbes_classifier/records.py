@@ -25,7 +25,7 @@ import numpy as np
 import pandas as pd
 
 from . import openalex_json, tables
-from .files import atomic_path
+from .files import atomic_path, is_bucket
 from .formats import open_bytes, sniff
 from .openalex_json import is_snapshot
 from .tables import LAYOUTS, find_layout, to_layout
@@ -438,11 +438,9 @@ def _files(path):
     return files
 
 # %% ../nbs/10_records.ipynb #35230c4e
-def _is_bucket(path): return re.match(r's3:/+[^/]', os.fspath(path)) is not None
-
 def _size(path):
     "The bytes of the files that `path` stands for; of a bucket nobody asks."
-    return 0 if _is_bucket(path) else sum(f.stat().st_size for f in _files(path))
+    return 0 if is_bucket(path) else sum(f.stat().st_size for f in _files(path))
 
 # %% ../nbs/10_records.ipynb #4da3a274
 def _raw_frames(path, size, keep_all=False):
@@ -450,7 +448,7 @@ def _raw_frames(path, size, keep_all=False):
     if is_snapshot(path): return (yield from openalex_json.frames(path, size, original=keep_all))
     for f in _files(path):
         try:
-            yield from _file_frames(f, size, keep_all)
+            for raw in _file_frames(f, size, keep_all): yield raw if keep_all else raw.drop(columns='original',errors='ignore')
         except UnicodeDecodeError as e: raise _wrong_encoding(f) from e
 
 # %% ../nbs/10_records.ipynb #7dbc1299
