@@ -13,11 +13,12 @@ import math
 import os
 import re
 import shutil
+import socket
 import threading
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -102,7 +103,8 @@ class Bucket:
         transport:'httpx2.BaseTransport|None'=None, # stands in for the network
     ) -> None:
         self.service = Service('the store of published files', url, api, backoff, transport)
-        self.url,self.api,self.stop = self.service.url,api,threading.Event()
+        self.url,self.stop = self.service.url,threading.Event()
+        self.lines:dict[int,Any] = {}   # sockets that answers come by
 
     def __repr__(self)->str: return repr(self.service)
     def address(self, key:str)->str: return f'{self.url}/{quote(key, safe="/~")}'
@@ -115,6 +117,12 @@ class Bucket:
         from tenacity.nap import sleep_using_event
         s = self.service
         return Retrying(retry=retry_if_exception(s._passes), stop=s._enough, wait=s._wait, sleep=sleep_using_event(self.stop), reraise=True)(act)
+
+    def halt(self)->None:
+        "End what other threads wait for."
+        self.stop.set()
+        for line in list(self.lines.values()):
+            with suppress(OSError): line.shutdown(socket.SHUT_RDWR)
 
 # %% ../nbs/11d_published.ipynb #8571c936
 class _Stopped(Exception):
@@ -141,8 +149,11 @@ def _opened(
             if r.status_code not in (200,206):
                 e = _refusal(r, repr(b))
                 raise _Refused(str(e)) if 400<=r.status_code<500 and e.again is None else e
+            stream = r.extensions.get('network_stream')
+            if stream: b.lines[threading.get_ident()] = stream.get_extra_info('socket')
             yield r
     except (httpx2.RequestError,httpx2.InvalidURL) as e: raise ServiceError(f"{b} does not answer, or breaks off ({type(e).__name__})", 0.) from None
+    finally: b.lines.pop(threading.get_ident(),None)
 
 # %% ../nbs/11d_published.ipynb #df8ae8a9
 _MIB = 2**20
@@ -194,12 +205,14 @@ def _walk_index(b:Bucket, prefix:str, jobs:int)->list[Published]:
     while todo:
         folder = todo.pop(0)
         seen.add(folder)
-        if len(seen)+len(keys)>10_000: raise ServiceError(f"{b} has more than 10,000 index pages and files; ask for some of them by a longer PREFIX")
+        if len(seen)>1000 or len(keys)>10_000 or folder.count('/')>32:
+            raise ServiceError(f"{b} has index pages without end: more than 1,000, or folders in folders; ask for some of them by a longer PREFIX")
         address = b.address(folder)
         links = read_index(b.again(lambda a=address: _whole(b,a)), address)  # type: ignore[misc]
         below = [k for k in (unquote(u.removeprefix(f'{b.url}/')) for u in links) if k.startswith(prefix)]
         todo += [k for k in below if k.endswith('/') and k not in seen and k not in todo]
         keys += [k for k in below if not k.endswith('/')]
+    if not keys: raise _Refused(f"no link leads to a name that begins with {prefix!r}")
     with ThreadPoolExecutor(jobs) as pool: return list(pool.map(lambda k: _head(b,k), dict.fromkeys(keys)))
 
 # %% ../nbs/11d_published.ipynb #41b34384
@@ -219,7 +232,7 @@ def list_published(
     jobs:int=4,     # requests at a time
 )->list[Published]: # in the order of their keys
     "What is published; `ServiceError` if the server cannot be asked, or lists nothing of the kind."
-    prefix,why = full_prefix(what),'that is no listing'
+    prefix,why = full_prefix(what),'its answer is no listing'
     try: files = _list_bucket(bucket, prefix)
     except _Refused as e: files,why = None,str(e)
     if files is None:
@@ -450,7 +463,7 @@ def _amount(n:int)->str:
 
 # %% ../nbs/11d_published.ipynb #32f710af
 def _side_by_side(
-    stop:threading.Event,
+    b:Bucket,
     jobs:int,                          # at a time
     tasks:Mapping[str,Callable[[],Any]], # by path
     done:dict[str,Any],                # is filled: what came of each, or the error that concerns it alone
@@ -465,7 +478,7 @@ def _side_by_side(
         try:
             for ended in as_completed([pool.submit(run,p) for p in tasks]): ended.result()
         except BaseException:
-            stop.set()
+            b.halt()
             pool.shutdown(cancel_futures=True)
             raise
 
@@ -498,11 +511,11 @@ def _fetch_all(b:Bucket, plan:Mapping[str,Published], out:Path, jobs:int, progre
     "Compare what is here, fetch the rest, write the account: what stood here, and what came, each with errors of their own."
     known,here,new = _known(out),dict[str,Any](),dict[str,Any]()
     try:
-        _side_by_side(b.stop, jobs, {p:partial(_standing,f,b.address(f.key),out,p,known) for p,f in plan.items()}, here)
+        _side_by_side(b, jobs, {p:partial(_standing,f,b.address(f.key),out,p,known) for p,f in plan.items()}, here)
         todo = {p:f for p,f in plan.items() if here[p] is None}
         _check_room(out, todo)
         with write_errors(out): (out/_PARTS).mkdir(parents=True, exist_ok=True)
-        with _told(todo,out,progress) as tell: _side_by_side(b.stop, jobs, {p:partial(_fetch_file,b,f,out,p,tell) for p,f in todo.items()}, new)
+        with _told(todo,out,progress) as tell: _side_by_side(b, jobs, {p:partial(_fetch_file,b,f,out,p,tell) for p,f in todo.items()}, new)
     finally: _write_account(b, out, known, {p:a for p,a in (here|new).items() if isinstance(a,Arrived)})
     return here,new
 
