@@ -287,7 +287,7 @@ class CachedSource:
     def one(self, doi:str)->dict[str,Any]: raise NotImplementedError              # the item of one DOI, or {}
     def ping(self)->object: raise NotImplementedError                             # ask for what nobody refuses who answers at all
     def read(self, item:Any)->Work: raise NotImplementedError
-    def step(self)->int: return self.api.batch_size                              # how many DOIs the next request should ask for
+    def step(self, n:int)->int: return self.api.batch_size                       # how many DOIs, of n, to ask for next
 
     def works(self,
         dois:Sequence[str],         # as in a record
@@ -298,7 +298,7 @@ class CachedSource:
         new = [d for d in dict.fromkeys(dois) if d not in known]
         with tqdm(total=len(new), desc=f'asking {self.name}', unit=' DOIs', leave=False, disable=None if self.progress and new else True) as bar:
             while new:
-                batch,new = new[:(n:=self.step())],new[n:]
+                batch,new = new[:(n:=self.step(len(new)))],new[n:]
                 known |= self._remember(batch)
                 bar.update(len(batch))
         return {d:self.read(known[d]) if known.get(d) else None for d in dois}

@@ -75,8 +75,9 @@ def _cheaper(
 )->int:                            # how many to ask for next
     "One DOI, or a list: what costs less a DOI, and where nothing is stated what needs fewer requests."
     if 'one' not in price: return 1
-    one,many = price['one'],price.get('many',0.)
-    return n if one is None or many is None or many<one*n else 1
+    one = price['one']
+    many = price.get('many', 0. if one else float('inf'))
+    return n if one is None or many is None or many<=one*n else 1
 
 # %% ../nbs/11e_fill.ipynb #ce8e697d
 class OpenAlex(CachedSource):
@@ -93,7 +94,7 @@ class OpenAlex(CachedSource):
         self.has_key,self.price = bool(key),dict[str,float|None]()
         super().__init__(Service(self.name,api.openalex_url,api,backoff,transport,{'Authorization':f'Bearer {key}'} if key else None), cache, progress)
 
-    def step(self)->int: return _cheaper(self.price, min(self.api.batch_size,100))
+    def step(self, n:int)->int: return _cheaper(self.price, min(n,self.api.batch_size,100))
 
     def one(self, doi:str)->dict[str,Any]:
         answer = self.service.ask(f'/works/doi:{quote(doi,safe="")}', select=','.join(_SELECT))

@@ -323,7 +323,7 @@ def project(folder:Path, url:str)->dict:
     (folder/'configs').mkdir(parents=True)
     library(folder)
     (folder/'configs/config.yaml').write_text('labels: [{name: A, positives: [library.csv]}]\ndata: {corpus: [corpus.csv]}\n'
-                                              f'api: {{crossref_url: "{url}", timeout: 5, retries: 1, batch_size: 5}}\nlogging: {{progress: false}}\n')
+                                              f'api: {{sources: [crossref], crossref_url: "{url}", timeout: 5, retries: 1, batch_size: 5}}\nlogging: {{progress: false}}\n')
     return dict(cwd=folder, env=os.environ|{'PYALEX_EMAIL':MAIL}, text=True, timeout=120)
 
 

@@ -146,7 +146,7 @@ def test_preprocess_also_makes_folds(lab):
     from test_fetch import Server
     from moods import serving
     with serving(server=Server([])) as crossref:
-        out,_ = ipbes(*readme('preprocess'), f'api.crossref_url={crossref.url}', 'api.batch_size=100', cwd=root, PYALEX_EMAIL='a@example.org')
+        out,_ = ipbes(*readme('preprocess'), f'api.crossref_url={crossref.url}', 'api.sources=[crossref]', 'api.batch_size=100', cwd=root, PYALEX_EMAIL='a@example.org')
     assert 'Crossref' in out and crossref.seen
     assert len(list((root/'data/folds').glob('*_run-0.csv')))==15 and not list((root/'data/folds').glob('*_run-1.csv'))
     assert read_fold(root/'data/folds', 4, 0, root/'data/cleaned_dataset.csv').fold==4
