@@ -68,6 +68,7 @@ def _text(
 
 # %% ../nbs/11c_zotero.ipynb #03ec2040
 _AUTHORS = 'author interviewee director artist sponsor inventor cartographer performer presenter podcaster programmer'.split()
+_ROLES = ('Author',*COLUMNS[COLUMNS.index('Editor'):COLUMNS.index('Guest')+1])
 
 def _dicts(data:dict[str,Any], key:str)->list[dict]:
     "The objects of a list, none if it is no list."
@@ -101,7 +102,7 @@ def item_row(
     data = item['data']
     row = {c: next((t for t in (_text(data.get(n)) for n in names) if t), '') for c,names in _NAMES.items()}
     row |= {c: re.sub(r'(\d)T(\d\d:\d\d:\d\d)Z$', r'\1 \2', row[c]) for c in ('Date Added','Date Modified','Access Date')}
-    row |= {c: _people(data,c) for c in COLUMNS if c=='Author' or COLUMNS.index('Editor')<=COLUMNS.index(c)<=COLUMNS.index('Guest')}
+    row |= {c: _people(data,c) for c in _ROLES}
     tags = {kind: '; '.join(_text(t.get('tag')) for t in _dicts(data,'tags') if (t.get('type') or 0)==kind) for kind in (0,1)}
     return row|{'Publication Year':_year(item), 'Manual Tags':tags[0], 'Automatic Tags':tags[1], 'Notes':'', 'File Attachments':'', 'Link Attachments':''}
 
@@ -330,9 +331,10 @@ def _check_file(
     out:Path,        # the table
 )->None:
     "`ValueError` if `out` holds another library, `FileExistsError` if it is not as it was left."
-    if (other := library.about('library'))!=library.name:
-        raise ValueError(f"{out} holds the library {other}, not {library.name}; name another file for this one, or delete {out} and {library.path}")
     with library._open() as db: hashes = {h for (h,) in db.execute('SELECT hash FROM file')}
+    if (other := library.about('library'))!=library.name:
+        if hashes or library.versions(): raise ValueError(f"{out} holds the library {other}, not {library.name}; name another file for this one, or delete {out} and {library.path}")
+        with library._open() as db: db.execute("UPDATE about SET value=? WHERE name='library'", [library.name])
     if out.exists() and file_hash(out) not in hashes:
         raise FileExistsError(f"{out} is not what was fetched: it comes from elsewhere, or was changed since; move it away, or name another file")
 
@@ -453,5 +455,5 @@ def label_advice(
         return (f"{label!r} is no label of the settings ({', '.join(labels) or 'there are none'}): add `- {{name: {label}, positives: [{shown}]}}` "
                 "below `labels:` in configs/config.yaml for `ipbes preprocess` to read it")
     files = labels[label].positives
-    if any(project_path(s,f)==path for f in files): return ''
+    if any(project_path(s,f).resolve()==path.resolve() for f in files): return ''
     return f"the settings name {', '.join(files) or 'no file'} as positives of {label}: put {shown} {'there instead, or beside it,' if files else 'there'} in configs/config.yaml for `ipbes preprocess` to read it"
