@@ -219,6 +219,7 @@ def fetch_published(
     from ipbes_classifier.config import find_root
     from ipbes_classifier.published import fetch_published as bring
     from ipbes_classifier.published import next_step, published_place
+    if '=' in what: what,overrides = 'dataset',[what,*(overrides or [])]
     s = _settings(config, overrides)
     if show: return _show_published(what, s, jobs)
     if not (out or config or find_root()): raise FileNotFoundError('nothing says where to put the files: -o DIR names a folder, and in a project `ipbes fetch published` knows theirs')
