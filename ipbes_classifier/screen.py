@@ -8,7 +8,7 @@ __all__ = ['NO_TEXT', 'NO_ABSTRACT', 'as_records', 'Screener', 'predict']
 # %% ../nbs/30_screen.ipynb #d115323a
 import os
 from collections import Counter
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +18,9 @@ from .files import atomic_path
 from .hub import checkpoint_folder
 from .memory import explain_memory
 from .models import Model, load_model, model_version
-from .records import check_overwrite, clean_records, clean_texts, iter_records, to_records
+from .records import check_overwrite, clean_records, clean_texts, iter_records, to_records, write_records
 from .results import read_decisions
+from .tables import SheetWriter
 from .thresholds import Calibration, calibrate
 
 # %% ../nbs/30_screen.ipynb #ae401bb9
@@ -107,9 +108,9 @@ def _ids(records:pd.DataFrame)->list[str]:
 
 # %% ../nbs/30_screen.ipynb #613c5d5b
 def predict(
-    path:str|os.PathLike,                # records: .csv (Zotero's too), .tsv, .parquet or a folder of parquet
+    path:str|os.PathLike,                # records: a file of any known format, a folder, or an OpenAlex snapshot below `s3://`
     models:Sequence[str|os.PathLike],    # checkpoints: folders, or owner/name[@revision] on the hub
-    out:str|os.PathLike,                 # .csv or .parquet, by suffix
+    out:str|os.PathLike,                 # .csv, .parquet or .xlsx: the scores; .ris or .bib: the records with scores in their notes
     batch_size:int=10_000,               # records in memory
     progress:bool=False,                 # show a bar
     say:Callable[[str],None]|None=None,  # told how many records lack text
@@ -120,23 +121,32 @@ def predict(
     """
     from tqdm import tqdm
     out = Path(out)
-    if out.suffix not in ('.csv','.parquet'): raise ValueError(f"{out}: unknown suffix {out.suffix!r}; .csv or .parquet")
+    if out.suffix not in (*_TABLES,*_REFERENCES): raise ValueError(f"{out}: unknown suffix {out.suffix!r}; known are {', '.join((*_TABLES,*_REFERENCES))}")
     check_overwrite([path], [out])
-    screener = Screener.load(*models)
-    with atomic_path(out) as tmp, tqdm(unit='record', disable=not progress) as bar:
-        write = _csv_writer(tmp) if out.suffix=='.csv' else _parquet_writer(tmp)
-        n,notes = 0,Counter[str]()
-        for records in iter_records(path, batch_size):
-            table = screener.score(_numbered(records,n))
-            table.insert(1, 'title', clean_texts(records['title'].tolist(),title=True))
-            write.send(table)
-            notes.update(table.note)
-            n += len(records)
-            bar.update(len(records))
-        if not n: raise ValueError(f"{path} has a header and no records")
-        write.close()
-    if say and (words := _lacking(notes,n)): say(words)
+    screener,notes = Screener.load(*models),Counter[str]()
+    with tqdm(unit='record', disable=not progress) as bar:
+        batches = _scored(path, screener, batch_size, notes, bar.update, keep_all=out.suffix in _REFERENCES)
+        if out.suffix in _REFERENCES: write_records((_with_scores(r,t) for r,t in batches), out)
+        else: _write_tables((t for _,t in batches), out)
+    if say and (words := _lacking(notes,notes.total())): say(words)
     return out
+
+# %% ../nbs/30_screen.ipynb #dc8551a7
+def _scored(path:str|os.PathLike, screener:Screener, size:int, notes:Counter[str], done:Callable[[int],object], keep_all:bool)->Iterator[tuple[pd.DataFrame,pd.DataFrame]]:
+    "Batches of records with their scores; adds to `notes` as it goes; `ValueError` if there is no record."
+    for records in iter_records(path, size, keep_all):
+        table = screener.score(_numbered(records,notes.total()))
+        table.insert(1, 'title', clean_texts(records['title'].tolist(),title=True))
+        yield records,table
+        notes.update(table.note)
+        done(len(records))
+    if not notes.total(): raise ValueError(f"{path} has a header and no records")
+
+# %% ../nbs/30_screen.ipynb #df5019ea
+def _with_scores(records:pd.DataFrame, table:pd.DataFrame)->pd.DataFrame:
+    "Records with the columns of their scores."
+    scores = table.drop(columns=['id','title'])
+    return pd.concat([records.drop(columns=[c for c in scores if c in records]), scores.set_axis(records.index)], axis=1)
 
 # %% ../nbs/30_screen.ipynb #73d54745
 def _lacking(notes:Counter[str], n:int)->str:
@@ -181,3 +191,23 @@ def _parquet_writer(path:Path)->Tables:
                 f.write_table(table)
                 table = pa.Table.from_pandas((yield), preserve_index=False)
     return _started(write())
+
+# %% ../nbs/30_screen.ipynb #70b9d33e
+def _xlsx_writer(path:Path)->Tables:
+    "Add the tables sent to it to a workbook; finished with the generator."
+    def write()->Tables:
+        book = SheetWriter(path)
+        try:
+            while True: book.write((yield))
+        finally: book.close()
+    return _started(write())
+
+# %% ../nbs/30_screen.ipynb #0c7d2019
+_TABLES,_REFERENCES = {'.csv':_csv_writer, '.parquet':_parquet_writer, '.xlsx':_xlsx_writer},('.ris','.bib')
+
+def _write_tables(tables:Iterable[pd.DataFrame], out:Path)->None:
+    "Write tables below one another, atomically."
+    with atomic_path(out) as tmp:
+        write = _TABLES[out.suffix](tmp)
+        for t in tables: write.send(t)
+        write.close()
