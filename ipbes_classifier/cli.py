@@ -234,6 +234,7 @@ def fill(
     out:Annotated[Path, typer.Option('--output','-o', help='A file in any format that is written')],
     overrides:Overrides=None, config:ConfigFile=None,
     source:Annotated[list[str]|None, typer.Option('--source', help='crossref or openalex; once per service, in the order to ask; default: as configured')]=None,
+    layout:Annotated[str|None, typer.Option('--layout', help='Columns of a table: zotero, asreview, wos or scopus; default: those of INPUT')]=None,
 )->None:
     "Missing titles and abstracts of a file, by DOI, from Crossref and OpenAlex (network); beside the output, what came from where. A free OpenAlex key stands in OPENALEX_API_KEY."
     from ipbes_classifier.config import project_path
@@ -241,7 +242,7 @@ def fill(
     from ipbes_classifier.fill import fill_file, make_sources
     s = _settings(config, overrides)
     sources = make_sources(s.api, project_path(s,s.api.cache), source, s.logging.progress)
-    try: done = fill_file(file, out, sources)
+    try: done = fill_file(file, out, sources, layout=layout)
     except ServiceError as e:
         if not e.again or e.again<=s.api.max_wait: raise
         typer.echo(f'ipbes: {e}', err=True)
