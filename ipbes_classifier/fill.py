@@ -301,6 +301,7 @@ def fill_file(
     out:str|os.PathLike,       # a file in any format that is written
     sources:Sequence[Source],  # asked in this order
     min_abstract_chars:int=50, # a shorter abstract is none
+    layout:str|None=None,      # of a table, see `write_records`
 )->FilledFile:
     "Fill titles, abstracts and years of a file; `ValueError` if it cannot be read or the result not be written, `ServiceError` if a source cannot be asked."
     out = Path(out)
@@ -309,8 +310,8 @@ def fill_file(
     frames:list[pd.DataFrame] = []
     found:list[pd.DataFrame] = []
     n = 0
-    for df in iter_records(path):
-        if not frames: _check_writable(df, out)
+    for df in iter_records(path, keep_all=True):
+        if not frames: _check_writable(df, out, layout)
         gaps = find_missing(df, sources, min_abstract_chars)
         frames.append(fill_gaps(df,gaps))
         found.append(gaps.set_index(gaps.index+n))
@@ -318,7 +319,7 @@ def fill_file(
     if not frames: raise ValueError(f"{path}: no records")
     gaps = pd.concat(found)
     done = FilledFile(os.fspath(out), n, filled_figures(sources,count_gaps(gaps)))
-    write_records(pd.concat(frames,ignore_index=True), out)
+    write_records(frames, out, layout)
     write_records(_filled_table(gaps), table)
     write_json(account, done.figures)
     return done
@@ -334,7 +335,8 @@ def _filled_table(
 def _check_writable(
     df:pd.DataFrame, # of the records
     out:Path,
+    layout:str|None,
 )->None:
     "`ValueError` before services are asked, not after, if such records cannot be written there."
     import tempfile
-    with tempfile.TemporaryDirectory() as folder: write_records(df.head(1), Path(folder)/out.name)
+    with tempfile.TemporaryDirectory() as folder: write_records(df.head(1), Path(folder)/out.name, layout)

@@ -22,7 +22,7 @@ from ipbes_classifier.cli import app
 from ipbes_classifier.config import Api
 from ipbes_classifier.fetch import Service, ServiceError, Work
 from ipbes_classifier.fill import OpenAlex, fill_file, left_table, make_sources
-from ipbes_classifier.records import read_records
+from ipbes_classifier.records import read_records, write_records
 from moods import MoodyServer, breaks_off, cuts, resets, says, serving, sleeps, waits
 from test_fetch import Server as CrossrefServer
 from test_fetch import abstract, item, plain
@@ -258,6 +258,43 @@ def test_any_json_gives_works_or_one_clear_error(tmp_path_factory, body, listed)
     if listed: o.price = dict(one=1,many=1)
     try: assert all(w is None or isinstance(w,Work) for w in o.works(DOIS[:2 if listed else 1]).values())
     except ServiceError as e: assert '\n' not in str(e)
+
+
+RIS = """TY  - JOUR
+TI  - Plants of plot number 1
+DO  - {doi}
+XY  - a tag of nobody's
+N2  -
+ER  -
+
+TY  - BOOK
+TI  - Another one
+AB  - A text of the library that is more than fifty characters long, to be left alone.
+ER  -
+"""
+
+
+@pytest.mark.parametrize('suffix', '.csv .tsv .parquet .xlsx .ris .bib .txt'.split())
+@pytest.mark.parametrize('given', '.csv .tsv .parquet .xlsx .ris .bib .txt'.split())
+def test_any_format_in_and_out(given, suffix, alex, cr, tmp_path):
+    records = read_records(library(tmp_path, 4))
+    source = write_records(records.drop(columns='Shelf'), tmp_path/f'in{given}')
+    fill_file(source, tmp_path/f'out{suffix}', make_sources(api(alex,cr),tmp_path/'fetched',backoff=0.01))
+    df = read_records(tmp_path/f'out{suffix}')
+    assert df.abstract.str[:9].tolist()==[('OpenAlex:' if n%2==0 else 'Backgroun') for n in range(4)]+['Complete ','','']
+    assert df.doi.tolist()==records.doi.tolist() and df.title[0]=='Plants of plot number 0' and df.year.tolist()[:4]==[2000,2001,2002,2003]
+
+
+def test_what_a_file_has_beside_stays(alex, cr, tmp_path):
+    (tmp_path/'in.ris').write_text(RIS.format(doi=DOIS[1].upper()))
+    fill_file(tmp_path/'in.ris', tmp_path/'out.ris', make_sources(api(alex,cr),tmp_path/'fetched',backoff=0.01))
+    old,new = RIS.format(doi=DOIS[1].upper()).splitlines(),(tmp_path/'out.ris').read_text().splitlines()
+    assert [l for l in old if l.strip() not in ('','N2  -') and l not in new]==[] and f'Background {abstract(1)} P < 0.01.' in '\n'.join(new)
+    zotero = 'Key,Item Type,Publication Year,Author,Title,DOI,Url,Abstract Note,Manual Tags,Extra'
+    (tmp_path/'in.csv').write_text(f'{zotero}\nK1,journalArticle,,"Mouse, Ann",Plants of plot number 1,{DOIS[1]},,,keep; me,PMID: 1\n')
+    fill_file(tmp_path/'in.csv', tmp_path/'out.csv', make_sources(api(alex,cr),tmp_path/'fetched',backoff=0.01), layout='zotero')
+    row = pd.read_csv(tmp_path/'out.csv', dtype=str, keep_default_na=False).iloc[0]
+    assert row['Manual Tags']=='keep; me' and row.Extra=='PMID: 1' and row.Author=='Mouse, Ann' and row['Abstract Note'].startswith('Background') and row['Publication Year']=='2001'
 
 
 # the command
