@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['app', 'Overrides', 'ConfigFile', 'Model', 'Models', 'Fold', 'Folds', 'Run', 'Runs', 'Loss', 'Losses', 'WithTitle',
            'WithKeywords', 'BestMetric', 'HpConfig', 'Experiment', 'Force', 'fetch', 'init', 'assess', 'fetch_zotero',
-           'fetch_published', 'fill', 'preprocess', 'folds', 'train', 'ensemble', 'hpo', 'run', 'compare', 'demo',
-           'metrics', 'predict', 'push', 'convert', 'config', 'info', 'main']
+           'fetch_openalex', 'fetch_published', 'fill', 'preprocess', 'folds', 'train', 'ensemble', 'hpo', 'run',
+           'compare', 'demo', 'metrics', 'predict', 'push', 'convert', 'config', 'info', 'main']
 
 # %% ../nbs/90_cli.ipynb #a060365b
 import os
@@ -197,6 +197,40 @@ def fetch_zotero(
     if not done.n: typer.echo(f'there are no references in group {done.group}, or all are in its trash', err=True)
     if label and in_project and (advice := label_advice(s,label,path)): typer.echo(advice, err=True)
     elif label and not in_project: typer.echo(f'`ipbes preprocess --positives {label}={os.path.relpath(path)}` reads it', err=True)
+
+# %% ../nbs/90_cli.ipynb #84906901
+@fetch.command('openalex')
+def fetch_openalex(
+    overrides:Overrides=None, config:ConfigFile=None,
+    search:Annotated[str, typer.Option('--search','-s', help='Words in title, abstract and text, with AND, OR, NOT and "phrases"')]='',
+    filter:Annotated[str, typer.Option('--filter', help='Conditions of OpenAlex, e.g. "topics.id:T10005|T10116,type:article"')]='',
+    from_year:Annotated[int|None, typer.Option('--from-year', help='First year of publication')]=None,
+    to_year:Annotated[int|None, typer.Option('--to-year', help='Last year of publication')]=None,
+    language:Annotated[list[str]|None, typer.Option('--language', help='Once per language, e.g. en')]=None,
+    with_abstract:Annotated[bool, typer.Option('--with-abstract', help='Only works whose abstract OpenAlex has')]=False,
+    sample:Annotated[int, typer.Option('--sample', min=0, metavar='N', help='So many works at random; 0: all')]=0,
+    seed:Annotated[int, typer.Option('--seed', min=0, help='Of the sample')]=42,
+    dois:Annotated[Path|None, typer.Option('--dois', metavar='FILE', help='The works of these DOIs: text or records of any format')]=None,
+    cited_by:Annotated[Path|None, typer.Option('--cited-by', metavar='FILE', help='The works that cite any of these DOIs')]=None,
+    references:Annotated[Path|None, typer.Option('--references', metavar='FILE', help='The works that any of these DOIs cites')]=None,
+    snapshot:Annotated[str|None, typer.Option('--snapshot', metavar='PATH', help='Read from a snapshot, a folder or s3://openalex/data/works, instead of the service')]=None,
+    max_works:Annotated[int|None, typer.Option('--max-works', min=0, help='Stop when so many are there')]=None,
+    max_cost:Annotated[float|None, typer.Option('--max-cost', min=0, metavar='USD', help='Stop before more is spent; 0: only what costs nothing')]=None,
+    out:Annotated[Path|None, typer.Option('--output','-o', help='A folder; default: openalex in data/raw of the project, or here')]=None,
+)->None:
+    "Works of OpenAlex, as parquet parts; called again, it goes on where it stopped. A free key stands in OPENALEX_API_KEY; exit code 3: the budget of the day is used up."
+    from ipbes_classifier.config import find_root
+    from ipbes_classifier.openalex import Budget, Query, default_folder, fetch_snapshot, fetch_works, read_dois
+    s = _settings(config, overrides)
+    lists = {k:read_dois(v) for k,v in dict(dois=dois, cited_by=cited_by, references=references).items() if v}
+    query = Query(search, filter, from_year, to_year, tuple(language or ()), with_abstract, sample, seed, **lists)
+    folder = out.absolute() if out else default_folder(s if config or find_root() else None)
+    budget,shown = Budget(max_cost,max_works),sys.stderr.isatty()
+    if snapshot: done = fetch_snapshot(snapshot, query, folder, budget, progress=shown)
+    else: done = fetch_works(query, folder, s.api, budget, progress=shown, say=lambda t: typer.echo(t, err=True))
+    typer.echo(f'{done.account}\n{os.path.relpath(folder)}')
+    if done.advice: typer.echo(done.advice, err=True)
+    if done.stop=='quota': raise typer.Exit(3)
 
 # %% ../nbs/90_cli.ipynb #9a486b59
 def _show_published(what:str, s:'Settings', jobs:int)->None:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PER_PAGE', 'PER_FILTER', 'PER_SAMPLE', 'Query', 'check_query', 'request_params', 'QuotaExhausted', 'OpenAlexService',
-           'Budget', 'Fetched', 'fetch_works', 'fetch_snapshot', 'read_dois']
+           'Budget', 'Fetched', 'fetch_works', 'fetch_snapshot', 'read_dois', 'default_folder']
 
 # %% ../nbs/11b_openalex.ipynb #3bbd17bb
 import heapq
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, quote, urlsplit
 
-from .config import Api
+from .config import Api, Settings, project_path
 from .fetch import RequestRefused, Service, ServiceError, _retry_after, contact_email, service_key
 from .formats import open_text
 from .openalex_json import COLUMNS, SELECT, frames, work_row
@@ -397,8 +397,10 @@ class Fetched:
     unknown:tuple[str,...] = ()  # DOIs that it does not know
     unreadable:tuple[str,...] = () # works that were damaged
 
-    def __str__(self)->str:
-        text = f'{self.n:,} works ({self.new:,} new) in {self.folder}, ${self.cost_usd:.4f} spent'
+    @property
+    def account(self)->str:
+        "What came, and what did not, in a line."
+        text = f'{self.n:,} works ({self.new:,} new), ${self.cost_usd:.4f} spent'
         more = [f'{n:,} {what}' for n,what in ((self.repeated,'came twice'),(self.lacking,'counted by OpenAlex and not given'),(len(self.unknown),'DOIs not known there'),(len(self.unreadable),'damaged')) if n]
         return text+(f'; {", ".join(more)}' if more else '')
 
@@ -455,7 +457,7 @@ def _run(
     most:int|None,  # works that readers shall see
 )->Fetched:
     "Run a fetch, and leave the folder readable however it ends."
-    before = parts.n
+    before = parts.shown
     try: stop = fetch.run()
     except QuotaExhausted as e:
         shown = parts.close(most=most)
@@ -536,7 +538,7 @@ def _read_snapshot(
     most:int|None,
 )->Fetched:
     "Put the works of a snapshot into parts; what was kept before is read again and left out."
-    before,ended = parts.n,True
+    before,ended = parts.shown,True
     try:
         if query.sample: parts.add(_least((r for _,rows in works for r in rows), query.sample, query.seed), 'end', dict(received=0))
         else:
@@ -574,3 +576,10 @@ def _doi_lines(path:Path)->list[str]:
     if lines and lines[0].strip().lower()=='doi': lines = lines[1:]
     dois = [normalise_doi(l) if len(l.split())==1 else '' for l in lines]
     return dois if dois and all(dois) else []
+
+# %% ../nbs/11b_openalex.ipynb #fd4f3e40
+def default_folder(
+    settings:Settings|None, # of the project, None if there is none
+)->Path:
+    "The folder for works of OpenAlex."
+    return project_path(settings, settings.paths.data_dir)/'raw'/'openalex' if settings else Path.cwd()/'openalex'

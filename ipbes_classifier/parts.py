@@ -79,7 +79,7 @@ class _Kept:
         self.notes:dict[str,list] = {}     # lists that grow; those with _ before the name stay out of the manifest
         self.full:list[dict] = []          # parts that are full, as in the manifest
         self.rows:list[dict] = []          # of the spool
-        self.complete,self._seen = False,_Seen()
+        self.complete,self.shown,self._seen = False,0,_Seen()   # shown: rows of the manifest, which readers see
 
     @property
     def n(self)->int: return sum(p['n'] for p in self.full)+len(self.rows)
@@ -124,7 +124,7 @@ class _Opened(_Kept):
         self._write_manifest([])
 
     def _read(self, m:dict)->None:
-        self.size,self.complete = m['size'],m['complete']
+        self.size,self.complete,self.shown = m['size'],m['complete'],sum(p['n'] for p in m['parts'])
         self.full = [p for p in m['parts'] if self.complete or not p.get('open')]
         ids = [i for p in self.full for i in _read_ids(self.folder/p['name'],p['sha256'])]
         for i in ids: self._seen.add(i)
