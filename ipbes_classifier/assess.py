@@ -9,6 +9,7 @@ __all__ = ['STATE', 'Given', 'BASELINE', 'Source', 'Plan', 'read_plan', 'extend_
 # %% ../nbs/41_assess.ipynb #706724e9
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,10 +24,10 @@ import yaml
 from filelock import Timeout
 
 from .config import Label, Settings, check_settings, label_names, load_config, project_path
-from .corpus import Sample
+from .corpus import Sample, draw_corpus, gather, read_drawn
 from .edit_yaml import set_key
 from .fetch import ServiceError
-from .files import file_hash, locked, obj_hash, read_json, read_text, write_json, write_text
+from .files import atomic_path, file_hash, locked, obj_hash, read_json, read_text, write_json, write_text
 from .project import init_project, preprocess_project, split_project
 from .results import Run, checkpoint_path, predictions_path
 
@@ -201,22 +202,24 @@ def run_steps(
             say(f'[{i}/{len(steps)}] {step.what}: done before')
             continue
         say(f'[{i}/{len(steps)}] {step.what} ...')
-        with _clean_stop(step): told = step.run()
+        with _clean_stop(step, done): told = step.run()
         if told: say(told)
-        if not done: ran.append(step.name)
+        if done and plan.steps[step.name]==_record(root,step): continue
+        ran.append(step.name)
         plan.steps[step.name] = _record(root,step)
         write_json(root/STATE, asdict(plan))
     return ran
 
 # %% ../nbs/41_assess.ipynb #6632185c
 @contextmanager
-def _clean_stop(step:Step)->Iterator[None]:
-    "Say where a service stopped, and when to go on."
+def _clean_stop(step:Step, done:bool)->Iterator[None]:
+    "Say where a service stopped, and when to go on; a step that was `done` can do without."
     try: yield
     except ServiceError as e:
         soon = e.again is None or e.again<90
         when = 'when it answers again' if soon else f'after {datetime.now().astimezone()+timedelta(seconds=e.again or 0):%Y-%m-%d %H:%M %Z}'
-        raise ServiceError(f'stopped at "{step.what}": {e}. All that came before is kept; give the same command {when}, and it goes on from there', e.again) from e
+        raise ServiceError(f'stopped at "{step.what}": {e}. All that came before is kept; give the same command {when}, and it goes on from there'
+                           f'{"; with --no-update it goes on now, with the library as it was" if done else ""}', e.again) from e
 
 # %% ../nbs/41_assess.ipynb #0ad3906c
 def _counted(s:Settings, plan:Plan)->dict[str,int]:
@@ -248,7 +251,7 @@ def _fetch_steps(s:Settings, plan:Plan, update:bool)->list[Step]:
     from ipbes_classifier.zotero import fetch_group
     def step(label:str, groups:list[int], g:int)->Step:
         out = project_path(s,_library(s,label,groups,g))
-        return Step(f'fetch {label} {g}', f'papers of {label} from Zotero group {g}', lambda: g, lambda: str(fetch_group(g,out,s.api,s.logging.progress and os.isatty(2))),
+        return Step(f'fetch {label} {g}', f'papers of {label} from Zotero group {g}', lambda: g, lambda: str(fetch_group(g,out,s.api,s.logging.progress)),
                     lambda: [out], always=update)
     return [step(l,x.groups,g) for l,x in plan.labels.items() for g in x.groups]
 
@@ -258,7 +261,45 @@ def _libraries(s:Settings)->list[Path]: return [project_path(s,p) for l in s.lab
 def _count_step(s:Settings, plan:Plan)->Step:
     "The step that looks whether there are enough positives."
     def count()->str: return '\n'.join(f'{l}: at most {n:,} papers that can be learnt from' for l,n in _counted(s,plan).items())
-    return Step('count', 'count the positives', lambda: [_hashes(Path(s.root),_libraries(s)),asdict(s.folds),asdict(s.data),plan.fill,s.seed,label_names(s)], count, lambda: [])
+    return Step('count', 'count the positives', lambda: [_hashes(Path(s.root),_libraries(s)),asdict(s.folds),asdict(s.data),plan.fill,s.seed,label_names(s)], count, list)
+
+# %% ../nbs/41_assess.ipynb #8e097bdf
+def _positives(s:Settings, labels:Sequence[str])->pd.DataFrame:
+    "Records of the libraries of labels, of the item types that are kept; texts are clean."
+    from ipbes_classifier.preprocess import _allowed, _plain_type
+    from ipbes_classifier.records import FIELDS, clean_records, read_records
+    df = pd.concat([read_records(project_path(s,p)) for l in s.labels if l.name in labels for p in l.positives], ignore_index=True)
+    return clean_records(df[_allowed(df,{_plain_type(t) for t in s.data.item_types})][FIELDS])
+
+def _drawing(s:Settings, label:str, x:Sample)->Path:
+    "Where the works that are drawn for a label stand."
+    return project_path(s,s.paths.data_dir)/'raw/openalex'/f'{label}_{x.n}_random-{x.random_share:g}_seed-{x.seed}'
+
+# %% ../nbs/41_assess.ipynb #bedc79b8
+def _draw_steps(s:Settings, plan:Plan, say:Callable[[str],None])->list[Step]:
+    "A step for each label for which works are drawn."
+    def step(label:str, x:Sample)->Step:
+        folder = _drawing(s,label,x)
+        def draw()->str:
+            cost = draw_corpus(folder, _positives(s,[label]), x, s.api, s.logging.progress, say)
+            return f'{sum(len(w) for _,w in read_drawn(folder)):,} works, ${cost:.4f} spent on them'
+        return Step(f'draw {label}', f'draw {x.n:,} works like those of {label} from OpenAlex', lambda: asdict(x), draw, lambda: [folder/'plan.json',*sorted(folder.glob('*/part-*.parquet'))])
+    return [step(l,x) for l,x in plan.samples.items()]
+
+# %% ../nbs/41_assess.ipynb #ebbdb836
+def _corpus_step(s:Settings, plan:Plan)->Step:
+    "The step from works drawn to the corpus, and a table of what was drawn."
+    out = project_path(s,_drawn(s))
+    table_file,folders = out.with_name('corpus_drawn.csv'),{l:_drawing(s,l,x) for l,x in plan.samples.items()}
+    def build()->str:
+        corpus,table = gather([(l,*x) for l,f in folders.items() for x in read_drawn(f)], _positives(s,label_names(s)))
+        if not len(corpus): raise ValueError("OpenAlex has no works like the positives that are not among them; give the corpus as files")
+        with atomic_path(out) as tmp: corpus.to_parquet(tmp, index=False)
+        with atomic_path(table_file) as tmp: table.to_csv(tmp, index=False, lineterminator='\n')
+        sums = table.groupby(['label','part'],sort=False)[['asked','drawn','repeated','positives','kept']].sum()
+        return f'{sums.reset_index().to_string(index=False)}\n{os.path.relpath(table_file,s.root)}: by language and period'
+    return Step('corpus', 'take positives and repeats out of the works drawn',
+                lambda: [_hashes(Path(s.root),[*_libraries(s),*(p for f in folders.values() for p in sorted(f.glob('*/part-*.parquet')))]),s.data.item_types], build, lambda: [out,table_file])
 
 # %% ../nbs/41_assess.ipynb #73830653
 def _preprocess_step(s:Settings, plan:Plan)->Step:
@@ -281,12 +322,13 @@ BASELINE = Run('tfidf-logreg','logloss')  # the model that an assessment begins 
 
 def _train_step(s:Settings)->Step:
     "The step from folds to a baseline on the first of them."
+    from ipbes_classifier.folds import SPLITS, fold_file
     from ipbes_classifier.train import train
     run = replace(BASELINE, with_title=s.input.with_title, with_keywords=s.input.with_keywords)
     checkpoint,folds = checkpoint_path(s,run),project_path(s,s.paths.folds_dir)
     made = [*(checkpoint/n for n in ('model.skops','recipe.json','thresholds.json','calibration.json')),*(predictions_path(s,run,x) for x in ('dev','test'))]
     def fit()->str: return f'{os.path.relpath(train(run.model,settings=s).files["checkpoint"],s.root)}'
-    return Step('train', f'train {run.model} on fold 0', lambda: [_hashes(Path(s.root),[project_path(s,s.paths.dataset),folds/'clusters.parquet',*sorted(folds.glob('*0_run-0.csv'))]),
+    return Step('train', f'train {run.model} on fold 0', lambda: [_hashes(Path(s.root),[project_path(s,s.paths.dataset),folds/'clusters.parquet',*(folds/fold_file(x,0,0) for x in SPLITS)]),
                 asdict(s.input),asdict(s.baseline),asdict(s.thresholds),s.seed,label_names(s)], fit, lambda: made)
 
 # %% ../nbs/41_assess.ipynb #629c8604
@@ -294,9 +336,11 @@ def plan_steps(
     s:Settings,        # with the labels and files of the plan
     plan:Plan,         # what was asked for
     update:bool=True,  # ask Zotero again whether groups have grown
+    say:Callable[[str],None]=print, # tells what happens
 )->list[Step]:         # in order
     "All steps of an assessment."
-    return [*_fetch_steps(s,plan,update), _count_step(s,plan), _preprocess_step(s,plan), _folds_step(s), _train_step(s)]
+    drawing = [*_draw_steps(s,plan,say),_corpus_step(s,plan)] if plan.samples else []
+    return [*_fetch_steps(s,plan,update), _count_step(s,plan), *drawing, _preprocess_step(s,plan), _folds_step(s), _train_step(s)]
 
 # %% ../nbs/41_assess.ipynb #3575f30c
 def first_figures(
@@ -378,11 +422,11 @@ def assess(
     new = not (root/STATE).exists()
     plan = extend_plan(read_plan(root), root, positives or {}, corpus, descriptions, fill)
     s = _with_plan(load_config(root=root,overrides=overrides), plan, new)
-    if dry_run: return Assessment(root, s, _dry_run(root,plan,plan_steps(s,plan,update),say))
+    if dry_run: return Assessment(root, s, _dry_run(root,plan,plan_steps(s,plan,update,say),say))
     with _only_one(root,s):
         start_project(root, plan, s, overrides)
-        s = load_config(root=root)
-        ran = run_steps(root, plan, plan_steps(s,plan,update), say)
+        s = load_config(root=root, overrides=[] if sys.stderr.isatty() else ['logging.progress=false'])
+        ran = run_steps(root, plan, plan_steps(s,plan,update,say), say)
         figures = first_figures(s)
     say(last_words(s,figures))
     return Assessment(root, s, ran, figures)
