@@ -12,6 +12,7 @@ import io
 import json
 import os
 import re
+import time
 import zlib
 from array import array
 from bisect import bisect_left
@@ -37,10 +38,13 @@ def rebuild_abstract(
     "The text of an inverted index; `ValueError` if it is none."
     words = _loaded(index)
     if not words: return ''
-    try:
-        pairs = words.items() if isinstance(words,Mapping) else words
-        return ' '.join(word for _,word in sorted(((p,word) for word,places in pairs for p in places), key=lambda o: o[0]))
-    except (TypeError,ValueError,AttributeError) as e: raise ValueError(f"abstract_inverted_index maps each word to a list of positions, and this is {_short(index)}") from e
+    pairs = list(words.items()) if isinstance(words,Mapping) else words
+    if not isinstance(pairs,list) or not all(isinstance(o,(tuple,list)) and len(o)==2 and isinstance(o[0],str) and isinstance(o[1],(tuple,list)) for o in pairs): raise _no_index(index)
+    places = [(p,word) for word,at in pairs for p in at]
+    if not all(type(p) is int for p,_ in places): raise _no_index(index)
+    return ' '.join(word for _,word in sorted(places, key=lambda o: o[0]))
+
+def _no_index(index): return ValueError(f"abstract_inverted_index maps each word to a list of positions, and this is {_short(index)}")
 
 # %% ../nbs/05e_openalex_json.ipynb #f643739a
 def _loaded(value):
@@ -61,10 +65,10 @@ def work_row(
 )->dict[str,str]:          # the keys of `COLUMNS`: id without the address ('W2741809807'), bare DOI, year of four digits, names joined by '; '
     "One OpenAlex work as a row of text; `ValueError` if it is not a work."
     id = _work_id(item)
-    names = [_name(k) for field in ('keywords','topics') for k in _loaded(item.get(field)) or []]
+    names = [_name(k) for field in ('keywords','topics') for k in _inner(item,field,list)]
     return {k: _text(v) for k,v in dict(title=item.get('title') or item.get('display_name'), abstract=rebuild_abstract(item.get('abstract_inverted_index')),
         year=item.get('publication_year'), doi=_bare_doi(item.get('doi')), keywords=_joined(names), language=item.get('language'),
-        author=_joined(_author(a) for a in _loaded(item.get('authorships')) or []), journal=_journal(_loaded(item.get('primary_location'))),
+        author=_joined(_author(a) for a in _inner(item,'authorships',list)), journal=_journal(_inner(item,'primary_location',dict)),
         item_type=item.get('type'), id=id, url=f'https://openalex.org/{id}').items()}
 
 # %% ../nbs/05e_openalex_json.ipynb #8b9c915f
@@ -86,6 +90,13 @@ def _text(value):
     s = str(int(value)) if isinstance(value,float) and value.is_integer() else str(value)
     return s if s.isascii() else s.encode('utf-16','surrogatepass').decode('utf-16','replace')
 
+def _inner(item, field, kind):
+    "A nested field, empty where there is none; `ValueError` if it is no list or object."
+    value = _loaded(item.get(field))
+    if value is None: return kind()
+    if not isinstance(value,kind): raise ValueError(f"{field} of a work should be {'a list' if kind is list else 'an object'}, and is {_short(value)}")
+    return value
+
 def _joined(names):
     "Names joined by '; ', each once."
     return '; '.join(dict.fromkeys(n for n in map(_text,names) if n))
@@ -102,12 +113,11 @@ def _name(o):
 def _author(a):
     "The name of an author: as OpenAlex has it, else as it was printed."
     if not isinstance(a,Mapping): return a
-    return (a.get('author') or {}).get('display_name') or a.get('raw_author_name')
+    return _inner(a,'author',dict).get('display_name') or a.get('raw_author_name')
 
 def _journal(location):
     "The name of the journal, book or repository."
-    location = location or {}
-    return (location.get('source') or {}).get('display_name') or location.get('raw_source_name')
+    return _inner(location,'source',dict).get('display_name') or location.get('raw_source_name')
 
 # %% ../nbs/05e_openalex_json.ipynb #d29f93fc
 MAX_RECORD = 64<<20 # bytes of the longest work, or of a saved answer, that is read; far more than any work has
@@ -236,8 +246,8 @@ def _parquet_works(f, name):
         with pq.ParquetFile(f, buffer_size=4<<20, pre_buffer=False) as file:
             names = file.schema_arrow.names
             if 'id' not in names: raise ValueError(f"{name}: a table of OpenAlex works has a column id; columns found: {_short(', '.join(names))}")
-            leaves = [p for p in (file.schema.column(i).path for i in range(len(file.schema))) if _wanted(p)]
-            batches = file.iter_batches(1000, columns=leaves)
+            leaves = [p for p in (file.schema.column(i).path for i in range(len(file.schema))) if _wanted(p) and (p!='display_name' or 'title' not in names)]
+            batches = file.iter_batches(500, columns=leaves)
             rows = (row for batch in batches for row in batch.to_pylist())
             for n,row in enumerate(rows,1): yield row,'',f'{name}, row {n}'
     except (pa.ArrowException,OSError,UnicodeDecodeError) as e:
@@ -254,9 +264,30 @@ def _rows(fs, file, name, original):
         yield row
 
 # %% ../nbs/05e_openalex_json.ipynb #ba80ddf5
+_PAUSES = (.5,1.,2.,4.,8.) # seconds
+
+class _Patient(io.RawIOBase):
+    "A file in a bucket; what could not be read is asked for again."
+    def __init__(self, f): self._f = f
+    def readable(self)->bool: return True
+    def seekable(self)->bool: return True
+    def tell(self)->int: return self._f.tell()
+    def seek(self, offset:int, whence:int=0)->int: return self._f.seek(offset,whence)
+    def readinto(self, buffer)->int:
+        at = self._f.tell()
+        for pause in (*_PAUSES,None):
+            try: return self._f.readinto(buffer)
+            except OSError as e:
+                if pause is None or 'response stream' not in str(e): raise
+            time.sleep(pause)
+            self._f.seek(at)
+        return 0
+
+# %% ../nbs/05e_openalex_json.ipynb #4ebef761
 def _open_works(fs, file, name):
     "The works of one file, by its first bytes: parquet, gzip or JSON; a bucket is asked for 8 MB at a time."
-    with _service_errors(name), fs.open_input_file(file) as f:
+    with _service_errors(name), fs.open_input_file(file) as opened:
+        f = _Patient(opened)
         magic = f.read(4)
         f.seek(0)
         if not magic: raise ValueError(f"{name} is empty; a file of works holds one a line")
@@ -318,7 +349,7 @@ def _s3_options(env):
 
 # %% ../nbs/05e_openalex_json.ipynb #50ca8488
 _SAYS = {'NO_SUCH_BUCKET':'there is no such bucket', 'NoSuchBucket':'there is no such bucket', 'NO_SUCH_KEY':'there is no such file',
-    'SLOW_DOWN':'the service asks for a pause; run again later', 'SlowDown':'the service asks for a pause; run again later', 'THROTTLING':'the service asks for a pause; run again later',
+    'SLOW_DOWN':'the service asks for a pause; run again later', 'SlowDown':'the service asks for a pause; run again later', 'THROTTLING':'the service asks for a pause; run again later', 'response stream':'the service asks for a pause; run again later',
     'ACCESS_DENIED':'access denied; keys are read from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY', 'NETWORK_CONNECTION':'the service cannot be reached; is there a network, and is AWS_ENDPOINT_URL right?',
     '301':'the bucket lies in another region; state it in AWS_REGION', 'Connection reset':'the connection broke off; run again'}
 
