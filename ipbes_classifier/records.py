@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FIELDS', 'clean_text', 'clean_texts', 'normalise_doi', 'normalise_title', 'normalise_language', 'normalise_item_type',
            'to_records', 'iter_records', 'read_records', 'parse_labels', 'write_records', 'check_overwrite',
-           'clean_records', 'check_dataset']
+           'convert_records', 'clean_records', 'check_dataset']
 
 # %% ../nbs/10_records.ipynb #0d187b05
 import csv
@@ -28,7 +28,7 @@ from . import openalex_json, tables
 from .files import atomic_path, is_bucket
 from .formats import open_bytes, sniff
 from .openalex_json import is_snapshot
-from .tables import LAYOUTS, find_layout, to_layout
+from .tables import INCLUDED, LAYOUTS, find_layout, to_layout
 
 # %% ../nbs/10_records.ipynb #2af46009
 FIELDS = ['id','doi','title','abstract','year','keywords','language','source'] # the columns of a record, in order
@@ -609,6 +609,48 @@ def check_overwrite(
                 raise ValueError(f"{o} would be written over {p}, which is read; name another file for the output")
             if p.is_dir() and p.resolve() in o.resolve().parents and _would_be_read(o,p):
                 raise ValueError(f"{o} would stand in the folder {p}, all files of which are read; name a file elsewhere for the output")
+
+# %% ../nbs/10_records.ipynb #e76d42f7
+def _layout_of(path):
+    "The layout of a table, '' for one of its own and for what is no table."
+    return '' if is_snapshot(path) or sniff(f := _files(path)[0]) not in ('csv','tsv','xlsx','parquet') else find_layout(_header(f))
+
+def _named(df, label, as_included):
+    "Records whose decision is called `included`, or by the name of a label; where ASReview has -1, nothing was decided."
+    found = [c for c in INCLUDED if c in df]
+    df = df.assign(**{c: pd.Series(_strings(df[c]),index=df.index,dtype='str').replace({'-1':'','-1.0':''}) for c in found})
+    if not label: return df
+    if as_included: return df.rename(columns={label:'included'}) if label in df else df
+    return df.rename(columns={found[0]:label}) if found and label not in df else df
+
+# %% ../nbs/10_records.ipynb #76d7bf31
+def _counted(files, counts, label, as_included, several):
+    "Frames of files, in which each names its source if there are several; how many records of which format is noted in `counts`."
+    for f in files:
+        name = 'openalex_jsonl' if is_snapshot(f) else sniff(f)
+        n = 0
+        for df in iter_records(f, keep_all=True):
+            n += len(df)
+            yield _named(df.assign(source_as_read=df.source) if several else df, label, as_included)
+        counts.append((os.fspath(f),name,n))
+    if not any(n for *_,n in counts): raise ValueError(f"{files[0]} has a header and no records")
+
+# %% ../nbs/10_records.ipynb #b0d3c6fe
+def convert_records(
+    paths:Sequence[str|os.PathLike], # files or folders of any format, or a snapshot below `s3://`
+    out:str|os.PathLike,             # as of `write_records`
+    layout:str|None=None,            # of a table: one of `tables.LAYOUTS`, or 'records' for the columns of a record; None: that of the input
+    label:str='',                    # the label that ASReview's `included` is about
+)->list[tuple[str,str,int]]:         # file, format and number of records, for each file read
+    "Write records of files in another format, losing nothing that it can hold; `ValueError` as of `read_records`, `write_records` and `check_overwrite`."
+    check_overwrite(paths, [out])
+    files = [f for p in paths for f in ([p] if is_snapshot(p) else _files(p))]
+    suffix = Path(out).suffix.lower()
+    counts:list[tuple[str,str,int]] = []
+    if layout is None and suffix in _TABLE and len(found := {_layout_of(f) for f in files})==1: layout = found.pop()
+    frames = _counted(files, counts, label, layout=='asreview' or suffix in ('.ris','.bib'), len(files)>1)
+    write_records(frames, out, None if layout in ('records','') else layout)
+    return counts
 
 # %% ../nbs/10_records.ipynb #e8613296
 def clean_records(
