@@ -311,12 +311,12 @@ def _catch_up(
     service:Service,
     library:Library,
     group:int,
-    progress:bool,   # show a bar
+    progress:bool,   # show a bar, on a terminal
 )->None:
     "Make rounds until all is known; `ServiceError` if that has no end, or there are no answers."
     from tqdm import tqdm
     try:
-        with tqdm(desc=f'group {group}', unit=' items', leave=False, disable=not progress) as bar:
+        with tqdm(desc=f'group {group}', unit=' items', leave=False, disable=None if progress else True) as bar:
             if any(_round(service,library,group,bar) for _ in range(20)): return
         raise ServiceError(f"{service} changed group {group} again and again while it was read; try later")
     except ServiceError as e:
@@ -412,7 +412,7 @@ def fetch_group(
     group:int|str,             # its number, or the address of its page
     out:str|os.PathLike,       # the table, .csv; a hidden .sqlite file beside it remembers the items
     api:Api,                   # address of the service, mail address, timeout, retries
-    progress:bool=False,       # show a bar
+    progress:bool=False,       # show a bar, on a terminal
     backoff:float=1.,          # seconds to wait after a first failure
     transport:'httpx2.BaseTransport|None'=None, # stands in for the network
 )->Synced:                     # what changed
