@@ -336,7 +336,13 @@ class _Changed(Exception):
 
 def _part(out:Path, f:Published)->Path:
     "Where a file stands while it comes."
-    return out/_PARTS/f"{hashlib.sha256(f'{f.key} {f.etag} {f.size}'.encode()).hexdigest()[:24]}.part"
+    name,content = (hashlib.sha256(t.encode()).hexdigest()[:16] for t in (f.key,f'{f.etag} {f.size}'))
+    return out/_PARTS/f'{name}-{content}.part'
+
+def _drop_parts(out:Path, f:Published)->None:
+    "Remove what an earlier call has left of other contents of a file, and the folder when nothing is left."
+    for old in (out/_PARTS).glob(f'{_part(out,f).name[:17]}*'): old.unlink(missing_ok=True)
+    with suppress(OSError): (out/_PARTS).rmdir()
 
 def _size(path:Path)->int: return path.stat().st_size if path.exists() else 0
 
@@ -467,6 +473,7 @@ def _side_by_side(
     jobs:int,                          # at a time
     tasks:Mapping[str,Callable[[],Any]], # by path
     done:dict[str,Any],                # is filled: what came of each, or the error that concerns it alone
+    bar:Any=None,                      # counts what has ended
 )->None:
     "Run tasks; an error that concerns the rest too ends them all and is raised."
     def run(path:str)->None:
@@ -476,7 +483,9 @@ def _side_by_side(
             done[path] = e
     with ThreadPoolExecutor(jobs) as pool:
         try:
-            for ended in as_completed([pool.submit(run,p) for p in tasks]): ended.result()
+            for ended in as_completed([pool.submit(run,p) for p in tasks]):
+                ended.result()
+                if bar is not None: bar.update()
         except BaseException:
             b.halt()
             pool.shutdown(cancel_futures=True)
@@ -509,9 +518,11 @@ def _write_account(b:Bucket, out:Path, known:Mapping[str,dict], files:Mapping[st
 # %% ../nbs/11d_published.ipynb #8e93e487
 def _fetch_all(b:Bucket, plan:Mapping[str,Published], out:Path, jobs:int, progress:bool)->tuple[dict[str,Any],dict[str,Any]]:
     "Compare what is here, fetch the rest, write the account: what stood here, and what came, each with errors of their own."
+    from tqdm import tqdm
     known,here,new = _known(out),dict[str,Any](),dict[str,Any]()
     try:
-        _side_by_side(b, jobs, {p:partial(_standing,f,b.address(f.key),out,p,known) for p,f in plan.items()}, here)
+        with tqdm(total=len(plan), desc='comparing', unit=' files', leave=False, disable=not progress) as bar:
+            _side_by_side(b, jobs, {p:partial(_standing,f,b.address(f.key),out,p,known) for p,f in plan.items()}, here, bar)
         todo = {p:f for p,f in plan.items() if here[p] is None}
         _check_room(out, todo)
         with write_errors(out): (out/_PARTS).mkdir(parents=True, exist_ok=True)
@@ -552,7 +563,7 @@ def fetch_published(
         except ServiceError as e: raise ServiceError(f"{e}; what came is kept in {out}, the same command goes on from there", e.again) from e
         failed = {p:e for p,e in new.items() if isinstance(e,ServiceError)}
         if failed: raise ServiceError(f"{len(failed):,} of {len(plan):,} files could not be fetched, the others are in {out}: {next(iter(failed.values()))}")
-        shutil.rmtree(out/_PARTS)
+        for f in plan.values(): _drop_parts(out,f)
     return Fetched(out, {p:here.get(p) or new[p] for p in plan}, sorted(new))
 
 # %% ../nbs/11d_published.ipynb #995a65c5
