@@ -6,7 +6,7 @@
 __all__ = ['app', 'Overrides', 'ConfigFile', 'Model', 'Models', 'Fold', 'Folds', 'Run', 'Runs', 'Loss', 'Losses', 'WithTitle',
            'WithKeywords', 'BestMetric', 'HpConfig', 'Experiment', 'Force', 'fetch', 'init', 'assess', 'fetch_zotero',
            'fetch_openalex', 'fetch_published', 'fill', 'preprocess', 'folds', 'train', 'ensemble', 'hpo', 'run',
-           'compare', 'demo', 'metrics', 'predict', 'push', 'convert', 'config', 'info', 'main']
+           'compare', 'demo', 'metrics', 'predict', 'records', 'push', 'convert', 'config', 'info', 'main']
 
 # %% ../nbs/90_cli.ipynb #a060365b
 import os
@@ -474,7 +474,10 @@ def metrics(
 
 # %% ../nbs/90_cli.ipynb #c2fa4f09
 def _count_rows(path:Path)->int:
-    "Rows of a table that `predict` wrote; a record is one line there."
+    "Records in a file that `predict` wrote; one is a line in its CSV."
+    if path.suffix in ('.xlsx','.ris','.bib'):
+        from ipbes_classifier.records import iter_records
+        return sum(map(len, iter_records(path)))
     if path.suffix=='.parquet':
         from pyarrow.parquet import read_metadata
         return read_metadata(path).num_rows
@@ -483,14 +486,29 @@ def _count_rows(path:Path)->int:
 # %% ../nbs/90_cli.ipynb #f095483e
 @app.command()
 def predict(
-    file:Annotated[Path, typer.Argument(metavar='INPUT', help="Records: .csv (Zotero's too), .tsv, .parquet or a folder of parquet")],
+    file:Annotated[Path, typer.Argument(metavar='INPUT', help='Records: CSV, Excel, parquet, RIS, BibTeX, Web of Science, Scopus, PubMed, OpenAlex; a folder of them; a snapshot below s3://')],
     model:Annotated[list[Path], typer.Option('--model','-m','--checkpoint', help='A checkpoint folder, or owner/name[@revision] on the Hugging Face hub; several: their mean')],
-    out:Annotated[Path, typer.Option('--output','-o', help='.csv or .parquet')],
+    out:Annotated[Path, typer.Option('--output','-o', help='.csv, .parquet or .xlsx for the scores; .ris or .bib for the records with scores in their notes')],
 )->None:
     "Score records: id, title, score, decision and probability of each label, model version."
     from ipbes_classifier.screen import predict as score
     path = score(file, model, out, progress=sys.stderr.isatty(), say=lambda s: typer.echo(s, err=True))
     typer.echo(f'{_count_rows(path):,} records scored by {", ".join(map(str,model))}: {path}')
+
+# %% ../nbs/90_cli.ipynb #6a2594b6
+@app.command()
+def records(
+    files:Annotated[list[Path], typer.Argument(metavar='INPUT...', help='CSV, Excel, parquet, RIS, BibTeX, Web of Science, Scopus, PubMed, OpenAlex; folders of them; a snapshot below s3://')],
+    out:Annotated[Path, typer.Option('--output','-o', help='.csv, .tsv, .xlsx, .parquet, .ris, .bib, or .txt for plain text of Web of Science')],
+    layout:Annotated[str|None, typer.Option('--layout','-l', help='Columns of a table: zotero, asreview, wos, scopus, or records for those used here; default: as in the input')]=None,
+    label:Annotated[str, typer.Option('--label', help="The label that ASReview's decision, its column or note `included`, is about")]='',
+)->None:
+    "Write records in another format, for Zotero, EndNote, ASReview, a spreadsheet; nothing that it can hold is lost."
+    from ipbes_classifier.formats import FORMATS
+    from ipbes_classifier.records import convert_records
+    counts = convert_records(files, out, layout, label)
+    for name,format,n in counts: typer.echo(f'{n:,} records of {FORMATS[format]}: {name}', err=True)
+    typer.echo(f'{sum(n for *_,n in counts):,} records: {out}')
 
 # %% ../nbs/90_cli.ipynb #2b9cc771
 @app.command()
