@@ -16,16 +16,14 @@ import time
 import zlib
 from array import array
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any
 from urllib.parse import urlsplit
 
 import pandas as pd
-
-if TYPE_CHECKING: from pyarrow.fs import FileSystem
 
 # %% ../nbs/05e_openalex_json.ipynb #bcb1f4ce
 SELECT = ('id','doi','title','publication_year','language','type','keywords','topics','authorships','primary_location','abstract_inverted_index') # fields of a work that `work_row` reads

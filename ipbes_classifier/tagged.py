@@ -8,10 +8,9 @@ __all__ = ['WOS_COLUMNS', 'NBIB_COLUMNS', 'wos_frames', 'nbib_frames', 'write_wo
 # %% ../nbs/05d_tagged.ipynb #dfdfeee4
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 

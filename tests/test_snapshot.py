@@ -346,10 +346,10 @@ def test_the_set_of_ids():
 
 def test_the_region_is_not_asked_for(tmp_path):
     "Opening an address takes no network: the first that is asked is the endpoint."
-    code = "import socket\n" \
-        "def refuse(*a): raise RuntimeError('network')\n" \
-        "socket.socket.connect = refuse\n" \
-        "from ipbes_classifier.openalex_json import _located\n" \
-        "print(_located('s3://openalex/data')[0].region)"
+    code = '''import socket
+def refuse(*a): raise RuntimeError('network')
+socket.socket.connect = refuse
+from ipbes_classifier.openalex_json import _located
+print(_located('s3://openalex/data')[0].region)'''
     env = {k: v for k,v in os.environ.items() if not k.startswith('AWS_')}
     assert subprocess.run([sys.executable,'-c',code], capture_output=True, text=True, env=env, timeout=60).stdout=='us-east-1\n'

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from ipbes_classifier.tagged import WOS_COLUMNS, WOS_TAGS, nbib_frames, wos_frames, write_wos
 
 TEXT = st.text(st.characters(exclude_categories=['Cs']), max_size=40) # whatever a file of text can hold
-ROW = st.fixed_dictionaries({c: TEXT for c in WOS_TAGS})
+ROW = st.fixed_dictionaries(dict.fromkeys(WOS_TAGS,TEXT))
 FREE = [c for c in WOS_TAGS if c not in ('doi','year','language')] # the others are not rewritten where only their spelling differs
 
 NBIB = 'PMID- 1\nTI  - Bees of a\n      meadow\nLID - 10.1/b [doi]\nAB  - Some.\nFAU - Okoye, Ada\nDP  - 2019 Jun\n\nPMID- 2\nTI  - Wasps\n'
@@ -42,7 +42,7 @@ def test_any_record_survives(tmp_path_factory, rows):
 
 
 @settings(max_examples=60, deadline=None)
-@given(ROW, st.fixed_dictionaries({}, optional={c: TEXT for c in FREE}))
+@given(ROW, st.fixed_dictionaries({}, optional=dict.fromkeys(FREE,TEXT)))
 def test_a_changed_field_changes_nothing_else(tmp_path_factory, row, changes):
     path = tmp_path_factory.mktemp('wos')/'out.txt'
     write_wos(pd.DataFrame([row],dtype='str'), path)
