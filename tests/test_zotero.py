@@ -259,7 +259,7 @@ def test_someone_works_in_the_library_meanwhile(server, tmp_path, at, what):
     assert (tmp_path/'z.csv').read_bytes()==undisturbed(server,tmp_path)
 
 
-@pytest.mark.parametrize('seed', range(8))
+@pytest.mark.parametrize('seed', [*range(4),*(pytest.param(n,marks=pytest.mark.long) for n in range(4,40))])
 def test_whatever_happens_when_it_ends_in_the_same_file(tmp_path, monkeypatch, seed):
     monkeypatch.setattr(zotero, '_BATCH', 5)
     r = random.Random(seed)
