@@ -144,7 +144,7 @@ def sniff(
     if not start: raise ValueError(f"{path} is empty; a file of records starts with a header that names its columns, or with a record")
     if head.startswith(b'PAR1'): return 'parquet'
     if head.startswith(b'PK\x03\x04'): return _zipped(path)
-    if start.startswith(b'{') and (b'openalex.org' in start or b'"abstract_inverted_index"' in start): return 'openalex_jsonl'
+    if start[:1] in (b'{',b'[') and (b'openalex.org' in start or b'"abstract_inverted_index"' in start): return 'openalex_jsonl'
     for mark,what in sorted(_NO_RECORDS.items(), reverse=True):
         if start.startswith(mark): raise _refused(path, what)
     return _text_format(path, start.decode('utf-8','replace'), Path(name).suffix)
