@@ -353,3 +353,24 @@ from ipbes_classifier.openalex_json import _located
 print(_located('s3://openalex/data')[0].region)'''
     env = {k: v for k,v in os.environ.items() if not k.startswith('AWS_')}
     assert subprocess.run([sys.executable,'-c',code], capture_output=True, text=True, env=env, timeout=60).stdout=='us-east-1\n'
+
+
+@pytest.mark.parametrize('fmt', ['jsonl','parquet'])
+def test_records_read_snapshots_and_buckets(local, bucket, fmt):
+    "The way that every command takes."
+    from ipbes_classifier.records import iter_records, read_records
+    root,address = local(snapshot(fmt)),bucket(snapshot(fmt))
+    here = read_records(root)
+    assert here['id'].tolist()==[f'W{n}' for n in ORDER] and here['doi'][0]=='10.1234/w3' and here['year'].tolist()==[2000+n for n in ORDER]
+    assert 'original' not in here
+    there = pd.concat(iter_records(address,4), ignore_index=True)
+    assert there.drop(columns='source').equals(here.drop(columns='source'))
+
+
+def test_records_read_saved_works(tmp_path):
+    from ipbes_classifier.records import read_records
+    works = [work(n) for n in (1,2)]
+    for name,data in {'w.json':json.dumps(works).encode(), 'answer.json':json.dumps(dict(meta={},results=works),indent=1).encode(), 'w.jsonl':jsonl(works),
+        'w.jsonl.gz':gzip.compress(jsonl(works)), 'w.parquet':parquet(works)}.items():
+        (tmp_path/name).write_bytes(data)
+        assert read_records(tmp_path/name)['title'].tolist()==['Ants 1','Ants 2'], name

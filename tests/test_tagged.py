@@ -129,3 +129,16 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     with pytest.raises(ValueError, match='out.txt, record 2'): write_wos(pd.DataFrame(dict(title=pd.Series(['Bees','\ud800'],dtype=object))), path)
     with pytest.raises(ValueError, match='record 1, line 3'): write_wos(pd.DataFrame(dict(title=['Bees'],original=['PT J\nTI Bees\nno tag\nER'])), path)
     assert path.read_text()=='old' and [p.name for p in tmp_path.iterdir()]==['out.txt']
+
+
+def test_records_are_written_back_as_they_were(tmp_path):
+    "Through records, whose DOIs and languages are spelt otherwise; a filled DOI is the only new line."
+    from ipbes_classifier.records import read_records, write_records
+    path = tmp_path/'in.txt'
+    path.write_text(WOS.replace('PY 2019','LA English\nDI 10.1234/BEES.1\nPY 2019'), encoding='utf-8-sig')
+    df = read_records(path, keep_all=True)
+    write_records(df, tmp_path/'out.txt')
+    assert (tmp_path/'out.txt').read_bytes()==path.read_bytes()
+    df.loc[1,'doi'] = '10.1234/wasps'
+    write_records(df, tmp_path/'out.txt')
+    assert (tmp_path/'out.txt').read_text(encoding='utf-8')==path.read_text(encoding='utf-8').replace('TI Wasps\n','TI Wasps\nDI 10.1234/wasps\n')
