@@ -356,7 +356,8 @@ def _check_answer(
     told = re.fullmatch(r'bytes (\d+)-\d+/(\d+)', r.headers.get('content-range','')) if r.status_code==206 else None
     if r.status_code==206 and not (told and int(told[1])==have): raise ServiceError(f"asked for {f.key[:200]!r} from byte {have:,} on, the server sends another part of it", 0.)
     size,etag = told[2] if told else r.headers.get('content-length',''), _bare(r.headers.get('etag',''))
-    if etag and f.etag and etag!=f.etag: raise _Changed(Published(f.key, int(size) if size.isdecimal() else f.size, etag))
+    if f.etag and not etag: raise ServiceError(f"asked for {f.key[:200]!r}, the server sends something without an ETag", 0.)
+    if f.etag and etag!=f.etag: raise _Changed(Published(f.key, int(size) if size.isdecimal() else f.size, etag))
     if size.isdecimal() and int(size)!=f.size: raise ServiceError(f"{f.key[:200]!r} should be of {f.size:,} bytes, as listed, and the server sends {int(size):,}")
     return told is not None
 
@@ -587,6 +588,6 @@ def next_step(
     data = [done.folder/p for p in done.files if Path(p).name=='cleaned_dataset.csv']
     if old: return f"`ipbes convert {'.' if s else os.path.relpath(old[0])}` makes of {len(old):,} checkpoint{'s'*(len(old)>1)} what `ipbes predict` reads"
     if not data: return ''
-    if s is None: return f"`ipbes train paths.dataset={os.path.relpath(data[0])}` reads the data set, in a project with folds for it"
+    if s is None: return f"`paths.dataset={data[0].absolute()}` after a command makes a project read this data set; fetched in a project without -o, it lies where it is read"
     if project_path(s,s.paths.dataset)!=data[0]: return f"this project reads {s.paths.dataset}: add `paths.dataset={os.path.relpath(data[0],s.root)}` to read what came"
     return "`ipbes convert .` looks at the data set and its folds, and `ipbes folds` makes others where they overlap"

@@ -318,6 +318,21 @@ def test_a_file_that_is_not_there_keeps_no_other_from_coming(store, tmp_path, co
     assert done.new==['cleaned_dataset.csv'] and tree(tmp_path)==undisturbed
 
 
+def test_a_sign_in_page_in_place_of_a_file_is_not_taken_for_half_of_it(tmp_path):
+    with serving(server=Store(style='index')) as s:
+        s.etags = dict.fromkeys(s.files,'65a1b2c3-7f')
+        def portal(h):
+            h.send_response(200)
+            h.send_header('Connection','close')
+            h.end_headers()
+            h.wfile.write(b'<html>Sign in to the hotel network</html>')
+            h.close_connection = True
+            return True
+        s.bad[BIG] += [lambda h: False,portal,portal]
+        get(s, 'dataset', tmp_path)
+    assert (tmp_path/'cleaned_dataset.csv').read_bytes()==FILES[BIG]
+
+
 # ---- is it the file?
 
 def test_an_etag_that_never_fits_is_an_error_and_nothing_is_kept(store, tmp_path, undisturbed):
@@ -356,7 +371,7 @@ def test_another_size_than_listed_is_an_error(store, tmp_path, size, words):
 def test_more_bytes_than_were_told_are_not_taken(store, tmp_path):
     def chunked(h):
         h.send_response(200)
-        h.send_header('Transfer-Encoding','chunked')
+        for k,v in {'Transfer-Encoding':'chunked','ETag':f'"{etag(FILES[BIG])}"'}.items(): h.send_header(k,v)
         h.end_headers()
         for _ in range(20): h.wfile.write(b'%x\r\n'%65536+b'z'*65536+b'\r\n')
         h.wfile.write(b'0\r\n\r\n')
