@@ -519,13 +519,22 @@ def _csv_options(path):
     return pc.WriteOptions(delimiter='\t' if Path(path).suffix.lower()=='.tsv' else ',', quoting_header='needed')
 
 # %% ../nbs/10_records.ipynb #57421731
-def _as_read(df):
-    "Records without the columns `..._as_read`; their values stand where nobody changed what came of them."
+def _as_read(df, target=''):
+    "Records without the columns `..._as_read`; their values stand where nobody changed what came of them. Types have the names of `target`, a layout or suffix."
+    if target in ('zotero','.ris','.bib'): df = df.drop(columns='item_type_as_read',errors='ignore')
     for f,bring in _BROUGHT.items():
         if (c := f'{f}_as_read') not in df: continue
         old,new = _strings(df[c]),_strings(df[f]) if f in df else ['']*len(df)
         df = df.drop(columns=c).assign(**{f: pd.Series([o if f=='source' and not o or bring(o)==n else n for o,n in zip(old,new)], index=df.index, dtype='str')})
-    return df
+    if 'item_type' not in df or target not in _TYPE_NAMES: return df
+    return df.assign(item_type=pd.Series([_type_name(s,_TYPE_NAMES[target]) for s in _strings(df.item_type)], index=df.index, dtype='str'))
+
+_WOS = dict(journalArticle='Article', conferencePaper='Proceedings Paper', book='Book', bookSection='Book Chapter', dataset='Data Set', preprint='Preprint')
+_TYPE_NAMES = {'wos':_WOS, '.txt':_WOS, 'scopus':_WOS|dict(conferencePaper='Conference paper', bookSection='Book chapter', dataset='Data paper')}
+
+def _type_name(s, names):
+    "An item type as a data base calls it; one that is spelt in that way already stays."
+    return s if s[:1].isupper() and not s.isupper() else names.get(normalise_item_type(s), s)
 
 # %% ../nbs/10_records.ipynb #76871eb4
 _LIBRARY = {c for n,l in LAYOUTS.items() if n!='asreview' for c in l.columns}
@@ -552,7 +561,7 @@ def write_records(
     path = Path(path)
     if (suffix := path.suffix.lower()) not in _WRITTEN: raise ValueError(f"{path}: unknown suffix {path.suffix!r}; known are {', '.join(_WRITTEN)}")
     if layout and suffix not in _TABLE: raise ValueError(f"{path}: a layout is for tables ({', '.join(_TABLE)}); {suffix} has its own")
-    frames = map(_as_read, [df] if isinstance(df,pd.DataFrame) else df)
+    frames = (_as_read(f, layout or suffix) for f in ([df] if isinstance(df,pd.DataFrame) else df))
     if suffix not in _TABLE: return _write_references(frames, path)
     table = _frame_of(frames)
     if layout: table = to_layout(table.drop(columns='original',errors='ignore'), layout)
