@@ -16,7 +16,7 @@ from typing import Any
 from filelock import Timeout
 
 from .files import atomic_path, file_hash, locked, read_json, write_errors, write_json, write_text
-from .openalex_json import _Seen
+from .openalex_json import WorkIds
 
 # %% ../nbs/06_parts.ipynb #69eabe5c
 def _write_part(
@@ -79,7 +79,7 @@ class _Kept:
         self.notes:dict[str,list] = {}     # lists that grow; those with _ before the name stay out of the manifest
         self.full:list[dict] = []          # parts that are full, as in the manifest
         self.rows:list[dict] = []          # of the spool
-        self.complete,self.shown,self._seen = False,0,_Seen()   # shown: rows of the manifest, which readers see
+        self.complete,self.shown,self._seen = False,0,WorkIds()   # shown: rows of the manifest, which readers see
 
     @property
     def n(self)->int: return sum(p['n'] for p in self.full)+len(self.rows)

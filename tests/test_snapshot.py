@@ -337,7 +337,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path, fmt):
 
 
 def test_the_set_of_ids():
-    draw,seen,known = random.Random(0),openalex_json._Seen(),set()
+    draw,seen,known = random.Random(0),openalex_json.WorkIds(),set()
     for _ in range(60_000):
         n = draw.choice([draw.randrange(20_000),4_000_000_000+draw.randrange(10**9)])
         assert seen.add(f'W{n}')==(n not in known)
