@@ -261,6 +261,17 @@ def fetch_published(
     typer.echo(f'{done}\n{os.path.relpath(done.folder)}')
     if advice := next_step(done, None if out else s): typer.echo(advice, err=True)
 
+# %% ../nbs/90_cli.ipynb #1131c29c
+@contextmanager
+def _or_later(s:'Settings')->Iterator[None]:
+    "A service that asks to come back after more than `api.max_wait` ends the command with its sentence and exit code 3."
+    from ipbes_classifier.fetch import ServiceError
+    try: yield
+    except ServiceError as e:
+        if not e.again or e.again<=s.api.max_wait: raise
+        typer.echo(f'ipbes: {e}', err=True)
+        raise typer.Exit(3) from None
+
 # %% ../nbs/90_cli.ipynb #55f69faf
 @app.command()
 def fill(
@@ -272,15 +283,10 @@ def fill(
 )->None:
     "Missing titles and abstracts of a file, by DOI, from Crossref and OpenAlex (network); beside the output, what came from where. A free OpenAlex key stands in OPENALEX_API_KEY."
     from ipbes_classifier.config import project_path
-    from ipbes_classifier.fetch import ServiceError
     from ipbes_classifier.fill import fill_file, make_sources
     s = _settings(config, overrides)
     sources = make_sources(s.api, project_path(s,s.api.cache), source, s.logging.progress)
-    try: done = fill_file(file, out, sources, layout=layout)
-    except ServiceError as e:
-        if not e.again or e.again<=s.api.max_wait: raise
-        typer.echo(f'ipbes: {e}', err=True)
-        raise typer.Exit(3) from None
+    with _or_later(s): done = fill_file(file, out, sources, layout=layout)
     typer.echo(f'{done}\n\n{os.path.relpath(out)}\n{os.path.relpath(out.with_name(out.stem+"_filled.csv"))}: what came from where')
 
 # %% ../nbs/90_cli.ipynb #7a906bf1
@@ -307,7 +313,7 @@ def preprocess(
     s = _settings(config, overrides, **{'paths.dataset':out,'folds.n_folds':n_folds,'folds.n_runs':n_runs})
     here = {l:[_here(p) for p in ps] for l,ps in _by_label(positives).items()} if positives else None
     given = [_here(p) for p in corpus] if corpus else ([] if here else None)
-    account = preprocess_project(s, here, given, out.absolute() if out else None, fill_missing)
+    with _or_later(s): account = preprocess_project(s, here, given, out.absolute() if out else None, fill_missing)
     for label,n in account.labels.items():
         if not n: typer.echo(f'no paper carries {label}: name its library by --positives {label}=FILE, or take it out of `labels`', err=True)
     for f in account.files:
