@@ -337,8 +337,10 @@ def test_an_output_that_cannot_be_is_refused_before_anybody_is_asked(bad, alex, 
 def test_a_used_up_quota_is_exit_code_3(alex, cr, tmp_path):
     kw = project(tmp_path/'p', alex, cr)
     alex.mood = says(429, **{'x-ratelimit-remaining':'0','x-ratelimit-reset':'7200'})
-    r = run('fill','library.csv','-o','out.csv', **kw)
-    assert r.returncode==3 and r.stdout=='' and len(r.stderr.strip().splitlines())==1 and 'wait for 7,200 seconds' in r.stderr and not files(tmp_path/'p')
+    for command in (['fill','library.csv','-o','out.csv'],['preprocess','-fm']):
+        r = run(*command, **kw)
+        assert r.returncode==3 and r.stdout=='' and len(r.stderr.strip().splitlines())==1 and 'wait for 7,200 seconds' in r.stderr
+    assert not files(tmp_path/'p') and [q.name for q in (tmp_path/'p/data').iterdir()]==['fetched']
     alex.mood = None
     r = run('fill','library.csv','-o','out.csv', **kw)
     fill(tmp_path/'calm', api(alex,cr))
