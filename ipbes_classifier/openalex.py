@@ -444,33 +444,32 @@ def fetch_works(
     from tqdm import tqdm
     query,budget,service = check_query(query),budget or Budget(),OpenAlexService(api or Api(), backoff, transport)
     with alone_in(out):
-        parts = Parts(out, _as_json(query), COLUMNS, size, query.sample or None)
+        parts = Parts(out, _as_json(query), COLUMNS, size, query.sample or None, budget.max_works)
         if parts.complete: return _result(parts, parts.n, parts.n)
         if not service.has_key: say("OpenAlex asks for a key (free at https://openalex.org/settings/api, in the variable OPENALEX_API_KEY); without one a day's budget is a tenth, $0.10")
         with tqdm(unit='work', initial=parts.n, disable=not progress) as bar:
-            return _run(_Fetch(query, parts, service, budget, bar.update), parts, budget.max_works)
+            return _run(_Fetch(query, parts, service, budget, bar.update), parts)
 
 # %% ../nbs/11b_openalex.ipynb #d619bfe3
 def _run(
     fetch:_Fetch,
     parts:Parts,
-    most:int|None,  # works that readers shall see
 )->Fetched:
     "Run a fetch, and leave the folder readable however it ends."
     before = parts.shown
     try: stop = fetch.run()
     except QuotaExhausted as e:
-        shown = parts.close(most=most)
+        shown = parts.close()
         parts.forget()
         return _result(parts, shown, before, 'quota', e.again)
     except ServiceError as e:
-        shown = parts.close(most=most)
+        shown = parts.close()
         parts.forget()
         raise type(e)(f"{e}; {shown:,} works are in {parts.folder}, and the same command goes on" if parts.counts else str(e), e.again) from None
     except BaseException:
-        parts.close(most=most)
+        parts.close()
         raise
-    shown = parts.close(ended=not stop, most=most)
+    shown = parts.close(ended=not stop)
     return _result(parts, shown, before, stop or 'works')
 
 # %% ../nbs/11b_openalex.ipynb #084c5826
@@ -524,7 +523,7 @@ def fetch_snapshot(
     from tqdm import tqdm
     query,most = _check_snapshot(query),(budget or Budget()).max_works
     with alone_in(out):
-        parts = Parts(out, dict(snapshot=os.fspath(path), frame=frame)|_as_json(query), COLUMNS, size, query.sample or None)
+        parts = Parts(out, dict(snapshot=os.fspath(path), frame=frame)|_as_json(query), COLUMNS, size, query.sample or None, most)
         if parts.complete: return _result(parts, parts.n, parts.n)
         with tqdm(unit='work', disable=not progress) as bar:
             works = ((k,_wanted(df,query).to_dict('records')) for k,df in enumerate(frames(path,frame,original=False)) if bar.update(len(df)) is None or True)
@@ -549,10 +548,10 @@ def _read_snapshot(
                     break
                 parts.add(rows, k+1, dict(received=len(rows)))
     except BaseException:
-        parts.close(most=most)
+        parts.close()
         parts.forget()
         raise
-    shown = parts.close(ended=ended, most=most)
+    shown = parts.close(ended=ended)
     return _result(parts, shown, before, 'works')
 
 # %% ../nbs/11b_openalex.ipynb #c7178a19

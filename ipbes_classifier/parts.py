@@ -72,8 +72,9 @@ def _read_ids(path:Path, sha256:str)->list[str]:
 # %% ../nbs/06_parts.ipynb #b8c697a6
 class _Kept:
     "What a folder of parts holds."
-    def __init__(self, folder:Path, query:Mapping[str,Any], columns:Sequence[str], size:int, limit:int|None=None) -> None:
-        self.folder,self.query,self.columns,self.size,self.limit = folder,json.loads(json.dumps(query)),tuple(columns),size,limit
+    def __init__(self, folder:Path, query:Mapping[str,Any], columns:Sequence[str], size:int, limit:int|None=None, most:int|None=None) -> None:
+        self.folder,self.query,self.columns = folder,json.loads(json.dumps(query)),tuple(columns)
+        self.size,self.limit,self.most = size,limit,most
         self.at:Any = None                 # where to go on; None: from the start
         self.counts:dict[str,float] = {}   # figures that add up
         self.notes:dict[str,list] = {}     # lists that grow; those with _ before the name stay out of the manifest
@@ -147,7 +148,8 @@ class Parts(_Opened):
         columns:Sequence[str],  # of the rows; `id` ('W123') tells repeats, `year` becomes a number
         size:int=10_000,        # rows of a part; a folder keeps the size that it began with
         limit:int|None=None,    # rows beyond so many do not belong to the query
-    ) -> None: super().__init__(Path(folder), query, columns, size, limit)
+        most:int|None=None,     # rows that readers shall see for now; what was paid for beyond them stays in the spool
+    ) -> None: super().__init__(Path(folder), query, columns, size, limit, most)
 
     def add(self,
         rows:Sequence[dict],                 # of a page, as text; ids that are there already are dropped
@@ -162,16 +164,21 @@ class Parts(_Opened):
             f.flush()
             os.fsync(f.fileno())
         self._take(json.loads(line))
-        while len(self.rows)>=self.size: self._fill()
+        self._fill()
         return self.n-before
 
+    def _free(self)->int:
+        "How many rows of the spool readers may see."
+        return len(self.rows) if self.most is None else min(len(self.rows), max(0,self.most-sum(p['n'] for p in self.full)))
+
     def _fill(self)->None:
-        "Turn the oldest rows of the spool into a part."
-        old,part = self.spool,self._part(self.rows[:self.size])
-        self.full,self.rows = [*self.full,part],self.rows[self.size:]
-        self._write_spool()
-        self._write_manifest(self.full)
-        old.unlink(missing_ok=True)
+        "Turn rows of the spool into parts, as many as are full."
+        while self._free()>=self.size:
+            old,part = self.spool,self._part(self.rows[:self.size])
+            self.full,self.rows = [*self.full,part],self.rows[self.size:]
+            self._write_spool()
+            self._write_manifest(self.full)
+            old.unlink(missing_ok=True)
 
     def _part(self, rows:Sequence[dict])->dict:
         "Write the part after the full ones, and say what the manifest says of it."
@@ -180,13 +187,12 @@ class Parts(_Opened):
         return dict(name=path.name, n=len(rows), sha256=file_hash(path))
 
     def close(self,
-        ended:bool=False,   # has all come that there is?
-        most:int|None=None, # rows that readers shall see, beside those of full parts; what was paid for beyond them stays in the spool
-    )->int:                 # how many they see
+        ended:bool=False, # has all come that there is?
+    )->int:               # how many rows readers see
         "Write the rows of the spool as the last part, and the manifest; complete if all has come and is to be seen."
-        done = sum(p['n'] for p in self.full)
-        shown = self.rows if most is None else self.rows[:max(0,most-done)]
-        if self.complete: return done
+        if self.complete: return self.n
+        self._fill()
+        done,shown = sum(p['n'] for p in self.full),self.rows[:self._free()]
         self.complete = ended and len(shown)==len(self.rows)
         last = [self._part(shown)|({} if self.complete else dict(open=True))] if shown else []
         if not last: (self.folder/f'part-{len(self.full):05d}.parquet').unlink(missing_ok=True)
