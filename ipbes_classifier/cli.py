@@ -101,18 +101,19 @@ def init(folder:Annotated[Path, typer.Argument(help='The new project')])->None:
     from ipbes_classifier.project import init_project
     typer.echo(f'{init_project(folder)}: edit configs/config.yaml (labels and their files), then `ipbes preprocess`')
 
-# %% ../nbs/90_cli.ipynb #6091960e
+# %% ../nbs/90_cli.ipynb #24cbe38d
 def _of_labels(option:str, items:list[str]|None, labels:list[str])->dict[str,list[str]]:
     "What an option of `assess` says of each label: `LABEL=VALUE`, or a bare value where there is one label."
     out:dict[str,list[str]] = {l:[] for l in labels}
     for item in items or []:
         label,eq,value = item.partition('=')
-        if not (eq and (label in labels or not labels and label.replace('-','_').isidentifier())): label,value = '',item
+        names = label in labels or option!='--description' and label.replace('-','_').isidentifier() and not Path(item).exists()
+        if not (eq and names): label,value = '',item
         if not label and len(labels)!=1: raise ValueError(f"{option} {item!r}: of which label? Give --label NAME, or with several labels {option} NAME={value}")
         out.setdefault(label or labels[0],[]).append(value)
     return out
 
-# %% ../nbs/90_cli.ipynb #a718e30c
+# %% ../nbs/90_cli.ipynb #6a97e297
 def _corpus(files:list[Path]|None, n:int|None, random_share:float|None, seed:int|None)->'list[Path]|Sample':
     "The corpus that `assess` is told of."
     from ipbes_classifier.corpus import Sample
@@ -120,13 +121,13 @@ def _corpus(files:list[Path]|None, n:int|None, random_share:float|None, seed:int
     if random_share is not None or seed is not None: raise ValueError('--random-share and --seed are for --sample N, the number of works to draw from OpenAlex')
     return files or []
 
-# %% ../nbs/90_cli.ipynb #a3c874df
+# %% ../nbs/90_cli.ipynb #53d65562
 def _known_labels(folder:Path)->list[str]:
     "Labels that an assessment in a folder has already."
     from ipbes_classifier.assess import read_plan
     return list(read_plan(folder.resolve()).labels)
 
-# %% ../nbs/90_cli.ipynb #ca02e670
+# %% ../nbs/90_cli.ipynb #e1d35327
 @app.command()
 def assess(
     folder:Annotated[Path, typer.Argument(help='The project; made if missing')],
@@ -141,6 +142,7 @@ def assess(
     description:Annotated[list[str]|None, typer.Option('--description', metavar='[LABEL=]TEXT', help='What the label stands for')]=None,
     fill:Annotated[bool|None, typer.Option('--fill/--no-fill', help='Ask services for missing titles and abstracts; default: yes, or as before')]=None,
     update:Annotated[bool, typer.Option('--update/--no-update', help='Ask Zotero whether groups have grown')]=True,
+    forget:Annotated[list[str]|None, typer.Option('--forget', metavar='LABEL', help='Take a label out again')]=None,
     dry_run:Annotated[bool, typer.Option('--dry-run', help='List the steps, and which are done; do nothing')]=False,
 )->None:
     "A new assessment: project, positives, corpus, data set, folds, a first model. The same command goes on where it stopped; with another --label, the project gets a further one."
@@ -152,7 +154,7 @@ def assess(
     groups = {l:[group_number(g) for g in gs] for l,gs in given[0].items()}
     sources:dict[str,list[int|str|os.PathLike]] = {l:[*groups.get(l,[]),*given[1].get(l,[])] for l in dict.fromkeys([*(label or []),*given[0],*given[1]])}
     told = {l:t[-1] for l,t in given[2].items() if t}
-    try: make(folder, sources, _corpus(corpus,sample,random_share,seed), told, fill, update, overrides or [], typer.echo, dry_run)
+    try: make(folder, sources, _corpus(corpus,sample,random_share,seed), told, fill, forget or [], update, overrides or [], typer.echo, dry_run)
     except ServiceError as e:
         typer.echo(f'ipbes: {_sentence(e)}', err=True)
         raise typer.Exit(1 if e.again is None else 3) from None
