@@ -64,9 +64,11 @@ def read_plan(
 
 # %% ../nbs/41_assess.ipynb #7d95b96b
 def _stored(path:str|os.PathLike, root:Path)->str:
-    "A file as the project names it: from its folder if it is in it, else absolute. It must exist."
+    "A file as the project names it: from its folder if it is in it, else absolute. It must exist, and hold records."
+    from ipbes_classifier.records import iter_records
     at = Path(path).absolute()
     if not at.exists(): raise FileNotFoundError(f"no file {path} (seen from {Path.cwd()})")
+    if next(iter_records(at,100),None) is None: raise ValueError(f"{path} holds no records")
     return (at.relative_to(root) if at.is_relative_to(root) else at).as_posix()
 
 # %% ../nbs/41_assess.ipynb #17269563
@@ -89,13 +91,15 @@ def extend_plan(
     corpus:Sequence[str|os.PathLike]|Sample=(),    # files; or what to draw from OpenAlex for these labels, for all if there are none
     descriptions:Mapping[str,str]|None=None,       # of labels
     fill:bool|None=None,                           # None: as before
+    forget:Sequence[str]=(),                       # labels to take out
 )->Plan:
     "The plan with what is asked for now; `ValueError` if something is lacking, `FileNotFoundError` for a file that is not there."
     told = descriptions or {}
-    labels = plan.labels|{l:_source(plan.labels.get(l,Source()), positives.get(l,()), told.get(l), root) for l in (*positives,*told)}
+    if unknown := set(forget)-set(plan.labels): raise ValueError(f"no label {', '.join(sorted(unknown))} to forget; labels: {', '.join(plan.labels) or 'none'}")
+    labels = {l:x for l,x in plan.labels.items() if l not in forget}|{l:_source(plan.labels.get(l,Source()), positives.get(l,()), told.get(l), root) for l in (*positives,*told)}
     if not labels: raise ValueError("nothing says what to look for: give a label, and its Zotero group or files of its papers")
     if bare := [l for l,x in labels.items() if not x.groups and not x.files]: raise ValueError(f"label {bare[0]} has no positives: give its Zotero group, or files of its papers")
-    samples = plan.samples|(dict.fromkeys(positives or labels,corpus) if isinstance(corpus,Sample) else {})
+    samples = {l:x for l,x in plan.samples.items() if l in labels}|(dict.fromkeys(positives or labels,corpus) if isinstance(corpus,Sample) else {})
     files = _union(plan.corpus, [] if isinstance(corpus,Sample) else [_stored(p,root) for p in corpus])
     if not samples and not files: raise ValueError("nothing says what else there is to read: give files of other papers as the corpus, or a number of works to draw from OpenAlex")
     return Plan(labels, files, samples, plan.fill if fill is None else fill, plan.steps)
@@ -108,9 +112,9 @@ def _library(s:Settings, label:str, groups:Sequence[int], group:int)->str:
 def _drawn(s:Settings)->str: return f'{s.paths.data_dir}/raw/corpus_openalex.parquet'
 
 # %% ../nbs/41_assess.ipynb #023bf5be
-def _with_plan(s:Settings, plan:Plan, new:bool)->Settings:
+def _with_plan(s:Settings, plan:Plan, new:bool, forget:Sequence[str]=())->Settings:
     "Settings with the labels and files of a plan; of a `new` project without the labels that stand there as an example."
-    old = {} if new else {l.name:l for l in s.labels}
+    old = {} if new else {l.name:l for l in s.labels if l.name not in forget}
     made = {l:Label(l, x.description or (old[l].description if l in old else ''), [*(_library(s,l,x.groups,g) for g in x.groups),*x.files]) for l,x in plan.labels.items()}
     corpus = [*plan.corpus,*([_drawn(s)] if plan.samples else [])]
     types = _union(s.data.item_types, ['article']) if plan.samples and s.data.item_types else s.data.item_types
@@ -408,6 +412,7 @@ def assess(
     corpus:Sequence[str|os.PathLike]|Sample=(),    # files of other papers; or what to draw from OpenAlex
     descriptions:Mapping[str,str]|None=None,       # of labels
     fill:bool|None=None,                           # ask services for missing titles and abstracts; None: as before, at first True
+    forget:Sequence[str]=(),                       # labels to take out; their files stay
     update:bool=True,                              # ask Zotero again whether groups have grown
     overrides:Sequence[str]=(),                    # `key=value` settings, kept in the files of `configs/`
     say:Callable[[str],None]=print,                # tells what happens
@@ -420,8 +425,8 @@ def assess(
     """
     root = Path(folder).resolve()
     new = not (root/STATE).exists()
-    plan = extend_plan(read_plan(root), root, positives or {}, corpus, descriptions, fill)
-    s = _with_plan(load_config(root=root,overrides=overrides), plan, new)
+    plan = extend_plan(read_plan(root), root, positives or {}, corpus, descriptions, fill, forget)
+    s = _with_plan(load_config(root=root,overrides=overrides), plan, new, forget)
     if dry_run: return Assessment(root, s, _dry_run(root,plan,plan_steps(s,plan,update,say),say))
     with _only_one(root,s):
         start_project(root, plan, s, overrides)
