@@ -435,6 +435,7 @@ def _check_api(a:Api)->None:
     for key in ('retries','cache_days'): _between(f'api.{key}', getattr(a,key), -1, float('inf'))
     for name in ('crossref_url','openalex_url','zotero_url','published_url'):
         url = getattr(a,name)
+        if {'@','?','#'}&set(url): raise ValueError(f"configuration: `api.{name}` holds @, ? or #; it is an address without name, password or key")
         if not url.startswith(('http://','https://')): raise ValueError(f"configuration: `api.{name}` is {url!r}; it should begin with https://")
 
 # %% ../nbs/00_config.ipynb #c7c378b1

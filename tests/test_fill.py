@@ -402,6 +402,23 @@ def test_key_and_mail_stand_nowhere(mood, alex, cr, tmp_path, monkeypatch, caplo
     assert KEY not in repr(sources)+repr([s.service for s in sources])+repr(vars(sources[1]))
 
 
+def test_a_mail_in_the_settings_stays_there(alex, cr, tmp_path, monkeypatch):
+    monkeypatch.chdir(project(tmp_path/'p', alex, cr)['cwd'])
+    for command in (['fill','library.csv','-o','out.csv'],['preprocess','-fm'],['config']):
+        r = CliRunner().invoke(app, [*command,f'api.email={MAIL}'])
+        assert r.exit_code==0 and MAIL not in r.output
+    assert all(MAIL in a for a in (*alex.agents,*cr.agents)) and Path('data/provenance.json').exists()
+    assert not any(MAIL.encode() in p.read_bytes() for p in Path.cwd().rglob('*') if p.is_file())
+
+
+@pytest.mark.parametrize('url', [f'https://ann:{KEY}@api.example',f'https://api.example/?api_key={KEY}'])
+@pytest.mark.parametrize('name', ['crossref_url','openalex_url','zotero_url','published_url'])
+def test_an_address_with_a_key_is_refused_without_being_shown(name, url, alex, cr, tmp_path, monkeypatch):
+    monkeypatch.chdir(project(tmp_path/'p', alex, cr)['cwd'])
+    r = CliRunner().invoke(app, ['fill','library.csv','-o','out.csv',f'api.{name}={url}'])
+    assert r.exit_code==1 and f'`api.{name}` holds @, ? or #' in str(r.exception) and KEY not in str(r.exception)+r.output and not alex.seen
+
+
 def test_a_key_that_is_none_is_refused_without_being_shown(alex, cr, tmp_path):
     kw = project(tmp_path/'p', alex, cr)
     kw['env'] |= dict(OPENALEX_API_KEY=f'{KEY}\nX-Evil: 1')
