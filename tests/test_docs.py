@@ -7,6 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from moods import serving
+from test_assess import SECRETS, Services, cited
+from test_openalex import OpenAlexServer, work
+from test_zotero import GROUP, paper
+
+from ipbes_classifier.records import read_records
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT/'README.md').read_text(encoding='utf-8')
@@ -28,6 +34,7 @@ def fences(text):
 
 BLOCKS = fences(README)
 TOURS = ['For an analyst','For a developer','For an engineer']
+SERVED = ['A new assessment','Getting the data'] # ask services, which stand on 127.0.0.1 in tests
 OUTSIDE = ('pip install','ipbes hpo','--hp-config','make ') # reach for a package index or the hub, or are tested elsewhere
 
 
@@ -56,7 +63,7 @@ def run_tour(heading, cwd, left_at):
 
 def test_every_block_of_readme_is_run_or_named():
     "A new section with commands has to enter a test."
-    known = {*TOURS,'Two commands','Install','Citing'}
+    known = {*TOURS,*SERVED,'Two commands','Install','Citing'}
     assert {h for h,*_ in BLOCKS}==known, 'add the section to a test here'
     assert all(len(blocks(h))>0 for h in known)
 
@@ -88,10 +95,11 @@ def test_commands_of_the_table_exist_with_their_twins():
     from importlib import import_module
     from typer.testing import CliRunner
     from ipbes_classifier.cli import app
-    offered = {c.name or c.callback.__name__ for c in app.registered_commands}
+    offered = {c.name or c.callback.__name__ for c in app.registered_commands}|{g.name for g in app.registered_groups}
+    fetches = {c.name or c.callback.__name__ for g in app.registered_groups for c in g.typer_instance.registered_commands}
     rows = re.findall(r'^\| (`ipbes .+?) \| .+ \| (`.+?`) \|$', README, re.M)
     named = {c for cells,_ in rows for c in re.findall(r'`ipbes ([a-z]+)',cells)}
-    assert named==offered
+    assert named==offered and {f for cells,_ in rows for f in re.findall(r'`ipbes fetch ([a-z]+)',cells)}==fetches
     for _,cell in rows:
         for twin in re.findall(r'`([\w.]+)`',cell):
             module,name = twin.split('.')
@@ -104,6 +112,40 @@ def test_analyst_and_developer_get_through(tmp_path):
     where,_ = run_tour('For an analyst', tmp_path, tmp_path/'pwd')
     assert where==tmp_path/'myassessment' and (where/'scored.csv').read_text().count('\n')==4
     run_tour('For a developer', where, tmp_path/'pwd')
+
+
+def asked(code, **urls):
+    "Lines of README as they stand, but for the addresses of services, the number of the group and how much is drawn."
+    small = code.replace('2352922',str(GROUP)).replace('20_000','300')
+    small = re.sub(r'--sample \d+', '--sample 300', small)
+    more = ' '.join(f'api.{k}={v}' for k,v in urls.items())
+    return re.sub(r'^(ipbes (?:assess|fetch|fill) [^#\n]*?)(?=\s*(?:#.*)?$)', rf'\1 {more}', small, flags=re.M)
+
+
+def test_a_new_assessment_by_one_command_and_in_python(tmp_path, monkeypatch):
+    for k,v in SECRETS.items(): monkeypatch.setenv(k, v)
+    (_,shell),(_,python) = blocks('A new assessment')
+    with serving(server=Services()) as s:
+        s.put(*map(cited,range(48)))
+        urls = dict(zotero_url=s.url, crossref_url=f'{s.url}/crossref', openalex_url=f'{s.url}/openalex')
+        _,said = run_block('sh', asked(shell,**urls), tmp_path, tmp_path/'pwd')
+        assert 'prevalence' in said and (tmp_path/'invasions/results/final_model').is_dir()
+        _,again = run_block('python', asked(python), tmp_path, tmp_path/'pwd') # the addresses stand in the project now
+    assert again.count('done before')==6 and 'nothing new' in again
+
+
+def test_the_data_come_by_the_commands_of_readme(tmp_path):
+    words = 'In a dry year we counted all plants of this plot, and in a wet year those that had come back.'.split()
+    index = {w:[i for i,x in enumerate(words) if x==w] for w in words}
+    works = [work(n, abstract_inverted_index=index, topics=[dict(id='https://openalex.org/T10005',display_name='Plots')], publication_year=2010) for n in range(300)]
+    ((_,shell),) = blocks('Getting the data')
+    with serving(server=Services()) as s, serving(server=OpenAlexServer(works)) as o:
+        s.put(*(paper(n, **(dict(abstractNote='') if n%3==0 else {})) for n in range(30)))
+        where,_ = run_block('sh', 'ipbes init p && cd p', tmp_path, tmp_path/'pwd')
+        run_block('sh', asked(shell, zotero_url=s.url, crossref_url=f'{s.url}/crossref', openalex_url=o.url), where, tmp_path/'pwd')
+    filled = read_records(where/'data/raw/filled_IAS.csv')
+    assert len(filled)==30 and (filled.abstract!='').sum()==30 and (read_records(where/'data/raw/zotero_IAS.csv').abstract!='').sum()==20
+    assert len(read_records(where/'library.ris'))==30 and len(read_records(where/'data/raw/openalex'))==240 and len(read_records(where/'data/raw/citing'))
 
 
 @pytest.mark.long
