@@ -101,7 +101,7 @@ def init(folder:Annotated[Path, typer.Argument(help='The new project')])->None:
     from ipbes_classifier.project import init_project
     typer.echo(f'{init_project(folder)}: edit configs/config.yaml (labels and their files), then `ipbes preprocess`')
 
-# %% ../nbs/90_cli.ipynb #24cbe38d
+# %% ../nbs/90_cli.ipynb #f3544f6d
 def _of_labels(option:str, items:list[str]|None, labels:list[str])->dict[str,list[str]]:
     "What an option of `assess` says of each label: `LABEL=VALUE`, or a bare value where there is one label."
     out:dict[str,list[str]] = {l:[] for l in labels}
@@ -113,7 +113,7 @@ def _of_labels(option:str, items:list[str]|None, labels:list[str])->dict[str,lis
         out.setdefault(label or labels[0],[]).append(value)
     return out
 
-# %% ../nbs/90_cli.ipynb #6a97e297
+# %% ../nbs/90_cli.ipynb #0f82c4da
 def _corpus(files:list[Path]|None, n:int|None, random_share:float|None, seed:int|None)->'list[Path]|Sample':
     "The corpus that `assess` is told of."
     from ipbes_classifier.corpus import Sample
@@ -121,13 +121,13 @@ def _corpus(files:list[Path]|None, n:int|None, random_share:float|None, seed:int
     if random_share is not None or seed is not None: raise ValueError('--random-share and --seed are for --sample N, the number of works to draw from OpenAlex')
     return files or []
 
-# %% ../nbs/90_cli.ipynb #53d65562
+# %% ../nbs/90_cli.ipynb #0bb9950d
 def _known_labels(folder:Path)->list[str]:
     "Labels that an assessment in a folder has already."
     from ipbes_classifier.assess import read_plan
     return list(read_plan(folder.resolve()).labels)
 
-# %% ../nbs/90_cli.ipynb #e1d35327
+# %% ../nbs/90_cli.ipynb #2a6bc81e
 @app.command()
 def assess(
     folder:Annotated[Path, typer.Argument(help='The project; made if missing')],
@@ -152,7 +152,7 @@ def assess(
     labels = list(dict.fromkeys(label or _known_labels(folder)))
     given = [_of_labels(*x,labels) for x in (('--group',group),('--positives',positives),('--description',description))]
     groups = {l:[group_number(g) for g in gs] for l,gs in given[0].items()}
-    sources:dict[str,list[int|str|os.PathLike]] = {l:[*groups.get(l,[]),*given[1].get(l,[])] for l in dict.fromkeys([*(label or []),*given[0],*given[1]])}
+    sources:dict[str,list[int|str|os.PathLike]] = {l:[*groups.get(l,[]),*given[1].get(l,[])] for l in dict.fromkeys([*(label or []),*(l for g in given[:2] for l,x in g.items() if x)])}
     told = {l:t[-1] for l,t in given[2].items() if t}
     try: make(folder, sources, _corpus(corpus,sample,random_share,seed), told, fill, forget or [], update, overrides or [], typer.echo, dry_run)
     except ServiceError as e:
