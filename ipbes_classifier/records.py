@@ -251,7 +251,7 @@ _ITEM_TYPES = {w: t for t,words in dict(
     journalArticle='journalarticle article jour ejour review reviewarticle researcharticle shortsurvey articleinpress editorial inpr',
     conferencePaper='conferencepaper proceedingspaper inproceedings conference cpaper conf proceedingsarticle', book='book ebook', thesis='thesis thes dissertation phdthesis mastersthesis',
     bookSection='booksection bookchapter chap echap incollection inbook', report='report rprt techreport', preprint='preprint', dataset='dataset data',
-    magazineArticle='magazinearticle mgzn', newspaperArticle='newspaperarticle news', webpage='webpage elec online').items() for w in words.split()}
+    magazineArticle='magazinearticle mgzn', newspaperArticle='newspaperarticle news', webpage='webpage elec online').items() for w in words.split()}|dict.fromkeys(['gen','generic','misc'],'')
 
 def _plain(s): return re.sub(r'[\W_]+', '', s.casefold())
 
@@ -259,7 +259,7 @@ def _plain(s): return re.sub(r'[\W_]+', '', s.casefold())
 @lru_cache(maxsize=4096)
 def normalise_item_type(
     s:str, # a type of any program: `JOUR`, `Article; Early Access`, `inproceedings`
-)->str:    # Zotero's name of it, or `s` where there is none
+)->str:    # Zotero's name of it, `s` where there is none, '' for those that say nothing (`GEN`, `misc`)
     "The kind of a publication; of several the first that is known."
     return next((_ITEM_TYPES[w] for w in map(_plain,[s,*s.split(';')]) if w in _ITEM_TYPES), s)
 
@@ -421,8 +421,10 @@ def _missing(path):
     return FileNotFoundError(f"{path}: no such file"+(f"; {path.parent} holds {', '.join(beside)}" if beside else ''))
 
 def _is_records(path):
-    try: return _suffix(path) in _SUFFIXES or (_suffix(path) in _PERHAPS and sniff(path) not in ('csv','tsv'))
-    except ValueError: return False
+    "Is a file of a folder one of records, by its name, or by its content where the name can mean anything?"
+    if _suffix(path) not in _PERHAPS: return _suffix(path) in _SUFFIXES
+    try: return sniff(path) not in ('csv','tsv') or find_layout(_csv_header(path)[0])!=''
+    except (ValueError,csv.Error): return False
 
 # %% ../nbs/10_records.ipynb #9443a38b
 def _files(path):

@@ -93,6 +93,7 @@ def _parts(z:zipfile.ZipFile, path:str|os.PathLike)->Iterator[tuple[str,Iterator
 # %% ../nbs/05c_tables.ipynb #a81f3130
 def _unpack(f:Any, info:zipfile.ZipInfo, size:int=1<<20)->Iterator[bytes]:
     "One file of an archive in blocks of at most `size` bytes."
+    if info.header_offset<0: raise zipfile.BadZipFile('its list of contents is wrong')
     f.seek(info.header_offset+26)
     names = sum(struct.unpack('<2H',f.read(4)))
     at,left = info.header_offset+30+names,info.compress_size
