@@ -139,18 +139,9 @@ class _Opened(_Kept):
         for p in self.folder.glob('.spool-*.jsonl'):
             if self.complete or p!=self.spool: p.unlink(missing_ok=True)
 
-# %% ../nbs/06_parts.ipynb #5b9566c6
-class Parts(_Opened):
-    "Rows in parquet files of a fixed size, written as they come."
-    def __init__(self,
-        folder:str|os.PathLike, # made if missing
-        query:Mapping[str,Any], # what is asked for, as JSON; without secrets
-        columns:Sequence[str],  # of the rows; `id` ('W123') tells repeats, `year` becomes a number
-        size:int=10_000,        # rows of a part; a folder keeps the size that it began with
-        limit:int|None=None,    # rows beyond so many do not belong to the query
-        most:int|None=None,     # rows that readers shall see for now; what was paid for beyond them stays in the spool
-    ) -> None: super().__init__(Path(folder), query, columns, size, limit, most)
-
+# %% ../nbs/06_parts.ipynb #43bf30f8
+class _Growing(_Opened):
+    "A folder of parts to which pages are added."
     def add(self,
         rows:Sequence[dict],                 # of a page, as text; ids that are there already are dropped
         at:Any,                              # where to go on after it, as JSON
@@ -185,6 +176,18 @@ class Parts(_Opened):
         path = self.folder/f'part-{len(self.full):05d}.parquet'
         _write_part(path, rows, self.columns)
         return dict(name=path.name, n=len(rows), sha256=file_hash(path))
+
+# %% ../nbs/06_parts.ipynb #5b9566c6
+class Parts(_Growing):
+    "Rows in parquet files of a fixed size, written as they come."
+    def __init__(self,
+        folder:str|os.PathLike, # made if missing
+        query:Mapping[str,Any], # what is asked for, as JSON; without secrets
+        columns:Sequence[str],  # of the rows; `id` ('W123') tells repeats, `year` becomes a number
+        size:int=10_000,        # rows of a part; a folder keeps the size that it began with
+        limit:int|None=None,    # rows beyond so many do not belong to the query
+        most:int|None=None,     # rows that readers shall see for now; what was paid for beyond them stays in the spool
+    ) -> None: super().__init__(Path(folder), query, columns, size, limit, most)
 
     def close(self,
         ended:bool=False, # has all come that there is?
