@@ -78,8 +78,8 @@ class Services(Zotero):
         "Samples at random begin with three works that those from the topics have too; these end with a paper of the group."
         assert conditions['type']=='article' and conditions['has_abstract']=='true' and conditions.get('primary_topic.id','T1|T2') in ('T1|T2','T2|T1')
         (a,_,b),hard,n = conditions['publication_year'].partition('-'),'primary_topic.id' in conditions,int(h.query['sample'])
-        first = int(a)*2000+(conditions['language']=='es')*1000
-        works = [self.work(first+i+(500 if hard and i>2 else 0), conditions['language'], int(b)) for i in range(n)]
+        first = int(a)*2000+(conditions.get('language')=='es')*1000
+        works = [self.work(first+i+(500 if hard and i>2 else 0), conditions.get('language','en'), int(b)) for i in range(n)]
         if hard: works[-1] = self.work(9, doi='https://doi.org/10.5555/CITED.9', title='Another spelling')
         page,size = int(h.query.get('page',1)),int(h.query['per_page'])
         h.say(200, dict(meta=dict(count=n,cost_usd=0.0001), results=works[(page-1)*size:page*size]))
@@ -193,7 +193,7 @@ def test_no_positive_with_a_topic_means_a_random_corpus(server, tmp_path):
     assert set(pd.read_csv(tmp_path/'p/data/raw/corpus_drawn.csv').part)=={'random'}
 
 
-@pytest.mark.parametrize('left', [1,7])
+@pytest.mark.parametrize('left', [pytest.param(0,marks=pytest.mark.long),7])
 def test_a_spent_budget_is_gone_on_with_and_nothing_is_paid_twice(left, server, tmp_path):
     args = ['--label','TOX','--group',str(GROUP),'--sample','200',*settings(server,**{'api.max_wait':1})]
     go = lambda name: CliRunner().invoke(app, ['assess',str(tmp_path/name),*args])
@@ -213,7 +213,7 @@ def test_a_spent_budget_is_gone_on_with_and_nothing_is_paid_twice(left, server, 
 class Stop(BaseException): "What an impatient person does."
 
 
-@pytest.mark.parametrize('where', ['fetch_group','draw_corpus','preprocess_project','split_project','train','write_json'])
+@pytest.mark.parametrize('where', ['draw_corpus','preprocess_project','write_json',*(pytest.param(x,marks=pytest.mark.long) for x in ('fetch_group','split_project','train'))])
 def test_a_kill_in_a_step_changes_nothing(where, server, tmp_path, monkeypatch):
     "A step is cut off right before and right after its work; what follows gives the files of a call that nothing cut off."
     import ipbes_classifier.train
@@ -301,6 +301,20 @@ def test_what_a_person_sees(server, given, tmp_path):
         r = go(*args)
         assert r.exit_code==1 and told in str(r.exception), (args,r.output,r.exception)
         assert not (tmp_path/'p').exists()
+
+
+def test_labels_come_and_go_by_the_command(server, given, tmp_path):
+    go = lambda *a: CliRunner().invoke(app, ['assess',str(tmp_path/'p'),*a])
+    pd.DataFrame([dict(id=f'o{n}',title=prose('other',1000+n,9),abstract=prose('other',1000+n),year='2005') for n in range(30)]).to_csv(tmp_path/'lab.csv', index=False)
+    assert go('--label','TOX','--group',str(GROUP),'--corpus',str(given),'--no-fill',*settings(server)).exit_code==0
+    r = go('--positives',f'LAB={tmp_path/"lab.csv"}','--sample','40')
+    assert r.exit_code==0 and 'draw 40 works like those of LAB' in r.output and list(read_plan(tmp_path/'p').samples)==['LAB'] and not read_plan(tmp_path/'p').fill
+    assert 'LAB' in r.output.rpartition('papers  positives')[2]
+    r = go('--forget','LAB','--no-update')
+    assert r.exit_code==0 and list(pd.read_csv(tmp_path/'p/data/cleaned_dataset.csv').columns).count('LAB')==0
+    assert 'no label LAB to forget; labels: TOX' in str(go('--forget','LAB').exception)
+    (tmp_path/'bad.csv').write_text('a,b\n1,2\n')
+    assert "no column 'title'" in str(go('--label','BAD','--positives',str(tmp_path/'bad.csv')).exception) and list(read_plan(tmp_path/'p').labels)==['TOX']
 
 
 def test_state_that_was_damaged(tmp_path, given):
