@@ -40,51 +40,69 @@ _SIGNS = dict(textless='<', textgreater='>', textbar='|', textbraceleft='{', tex
               **dict.fromkeys('it em bf rm sc sl sf tt itshape bfseries upshape normalfont small'.split(), ''))
 
 @lru_cache(maxsize=1)
-def _decoder():
-    "pylatexenc's decoder with a few more macros."
+def _decoder()->Callable[[str],str]:
+    "pylatexenc's decoder with a few more macros; it raises an error of pylatexenc for LaTeX that is not whole."
     from pylatexenc.latex2text import LatexNodes2Text, MacroTextSpec, get_default_latex_context_db
+    from pylatexenc.latexwalker import LatexWalker, get_default_latex_context_db as get_parser_db
     def unknown(node, l2tobj)->str: return '' if node.parsing_state.s[node.pos+node.len:][:1]=='{' else node.latex_verbatim()
     db = get_default_latex_context_db()
     db.add_context_category('signs', macros=[MacroTextSpec(name, simplify_repl=text) for name,text in _SIGNS.items()], prepend=True)
     db.set_unknown_macro_spec(MacroTextSpec('', simplify_repl=unknown))
-    return LatexNodes2Text(latex_context=db, math_mode='text')
+    to_text,parser_db = LatexNodes2Text(latex_context=db, math_mode='text'),get_parser_db()
+    return lambda s: to_text.nodelist_to_text(LatexWalker(s, latex_context=parser_db, tolerant_parsing=False).get_latex_nodes()[0])
 
 # %% ../nbs/05b_bibtex.ipynb #cc7c1392
 _LONG = 5000 # characters; what is longer without a space outside braces is no word that a person wrote
 
+_MACRO = re.compile(r'\\(?![%&#_$])|(?<!\\)\$')
+
 def _decode(s:str)->str:
     "Some LaTeX as text; braces are taken out where it is beyond pylatexenc."
-    if '\\' not in s and '$' not in s: return s.replace('{','').replace('}','')
+    if not _MACRO.search(s): return re.sub(r'\\([%&#_$])', r'\1', s.replace('{','').replace('}',''))
     if len(s)<=_LONG:
-        try: return _decoder().latex_to_text(s, tolerant_parsing=False).replace('\xa0',' ')
+        try: return _decoder()(s).replace('\xa0',' ')
         except Exception: pass
     return s.replace('{','').replace('}','')
 
 _decode_word = lru_cache(maxsize=1<<15)(_decode)
 
 # %% ../nbs/05b_bibtex.ipynb #5934dd3c
-_MARK = re.compile(r'\\(?:[A-Za-z]+|.|\Z)|[{}$]|\s+', re.S)
+_MARK = re.compile(r'\\(?:[A-Za-z]+|.|\Z)|[{}$ ]', re.S)
 
-def _words(s:str)->Iterator[str]:
-    "The words of LaTeX."
-    start,depth,math,macro = 0,0,False,-1
-    for m in _MARK.finditer(s):
+def _word_end(s:str, start:int)->int:
+    "Where the word of LaTeX that begins at `start` ends."
+    depth,math,macro = 0,False,-1
+    for m in _MARK.finditer(s, start):
         t = m[0]
         if t[0]=='\\': macro = m.end() if t[1:].isalpha() else -1
         elif t=='{': depth += 1
         elif t=='}': depth = max(depth-1,0)
         elif t=='$': math = not math
-        elif not depth and not math and m.start()!=macro:
-            yield s[start:m.start()]
-            start = m.end()
-    yield s[start:]
+        elif not depth and not math and m.start()!=macro: return m.start()
+    return len(s)
+
+# %% ../nbs/05b_bibtex.ipynb #074fe306
+_LATEX = re.compile(r'[\\{}$]')
+_ACCENT = re.compile(r"""(?<!\\)(?:\{\\["'`^~=.][ ]?(?:\{\\?[A-Za-z]\}|\\?[A-Za-z])\}|\\["'`^~=.]\{\\?[A-Za-z]\})""")
+
+def _decode_words(s:str)->str:
+    "Text with single spaces, its words of LaTeX decoded."
+    if '\\' in s: s = _ACCENT.sub(lambda m: _decode_word(m[0]), s)
+    parts,pos = list[str](),0
+    while m := _LATEX.search(s, pos):
+        start = max(s.rfind(' ',pos,m.start())+1, pos)
+        end = _word_end(s, start)
+        parts += [s[pos:start], (_decode_word if end-start<100 else _decode)(s[start:end])]
+        pos = end
+    return ''.join([*parts,s[pos:]])
 
 # %% ../nbs/05b_bibtex.ipynb #5303f196
 _LIGATURES = {'---':'—', '--':'–', '``':'“', "''":'”'}
 
 def _unbraced(s:str)->str:
-    "Text without braces or quotes around all of it."
-    while len(s)>1 and s[0]=='{' and s[-1]=='}':
+    "Text without braces around all of it."
+    for _ in range(3):
+        if not (len(s)>1 and s[0]=='{' and s[-1]=='}'): break
         depth = 0
         for m in re.finditer(r'\\.|[{}]', s, re.S):
             depth += {'{':1,'}':-1}.get(m[0],0)
@@ -97,12 +115,11 @@ def _unbraced(s:str)->str:
 def to_text(
     s:str, # a value of BibTeX without its delimiters
 )->str:    # one line of text
-    "Decode LaTeX; text without a backslash, brace or formula is taken as it stands."
-    s = ' '.join(_unbraced(s.strip()).split()) if '\n' in s or '{' in s else s
-    if not any(c in s for c in '\\{}$'): return one_line(s)
-    s = re.sub("---?|``|''", lambda m: _LIGATURES[m[0]], _meant(s))
-    s = re.sub(r'(?<=[^\s\\])~(?=\S)', ' ', s)
-    return one_line(' '.join(_decode_word(w) if len(w)<100 else _decode(w) for w in _words(s)))
+    "Decode LaTeX; text without a backslash, brace or dollar sign is taken as it stands."
+    if not _LATEX.search(s): return one_line(' '.join(s.split()) if '\n' in s else s)
+    s = _meant(_unbraced(' '.join(s.split())))
+    s = re.sub("---?|``|''", lambda m: _LIGATURES[m[0]], s)
+    return one_line(_decode_words(re.sub(r'(?<=[^\s\\])~(?=\S)', ' ', s)))
 
 # %% ../nbs/05b_bibtex.ipynb #c4cc284e
 _ESCAPES = {c: '\\'+c for c in '%&#_$'}|{'\\':r'\textbackslash{}', '{':r'\textbraceleft{}', '}':r'\textbraceright{}', '~':r'\textasciitilde{}', '^':r'\textasciicircum{}'}
@@ -174,12 +191,18 @@ def _parts(value:str)->list[str]:
 
 def _is_name(part:str)->bool: return bool(part) and part[0] not in '{"' and not part.isdigit()
 
-def _resolve(value:str, strings:Mapping[str,str], depth:int=0)->str:
+def _resolve(value:str, strings:Mapping[str,str])->str:
     "A value without delimiters, names of strings replaced by what they stand for; unknown names stand for themselves."
     def plain(p:str)->str:
-        if _is_name(p): return _resolve(strings[p.lower()], strings, depth+1) if p.lower() in strings and depth<20 else p
+        if _is_name(p): return strings.get(p.lower(), p)
         return p[1:-1] if len(p)>1 and p[0]+p[-1] in ('{}','""') else p
     return ''.join(map(plain, _parts(value)))
+
+def _define(strings:dict[str,str], b:_Block)->None:
+    "Add an `@string` to those known; `ValueError` for one that grows beyond all measure."
+    text = _resolve(b.fields[0][1], strings)
+    if len(text)>1<<16: raise ValueError(f"@string {b.name} stands for {len(text):,} characters")
+    strings[b.name] = text
 
 # %% ../nbs/05b_bibtex.ipynb #fb1c0bbb
 _NAMES = {column: names.split() for column,names in dict( # which fields hold a column, best first
@@ -189,8 +212,14 @@ _YEAR = re.compile(r'(?<!\d)\d{4}(?!\d)')
 _DOI = re.compile(r'(?:https?://)?(?:dx\.)?doi\.org/(10\.\d{4,9}/\S+)', re.I)
 
 def _people(value:str)->str:
-    from bibtexparser.middlewares.names import split_multiple_persons_names
-    return '; '.join(filter(None, map(to_text, split_multiple_persons_names(_unbraced(value)) if value else [])))
+    "Names, which `and` outside braces separates."
+    value,names,start,depth = ' '.join(value.split()),list[str](),0,0
+    for m in re.finditer(r'\\.|[{}]| and(?= )', value, re.I):
+        depth += {'{':1,'}':-1}.get(m[0],0)
+        if m[0][0]==' ' and depth<=0:
+            names.append(value[start:m.start()])
+            start = m.end()
+    return '; '.join(filter(None, map(to_text, [*names,value[start:]])))
 
 def _keywords(value:str)->str:
     text = to_text(value)
@@ -225,24 +254,27 @@ def _year(s:str)->str:
     return m[0] if m else ''
 
 # %% ../nbs/05b_bibtex.ipynb #58b13799
-def _used(entry:_Block, strings:Mapping[str,str], seen:set[str]|None=None)->set[str]:
-    "The names of strings that an entry rests on."
-    seen = set() if seen is None else seen
-    for _,value in entry.fields:
-        for name in {p.lower() for p in _parts(value) if _is_name(p)}&strings.keys()-seen:
-            seen.add(name)
-            _used(_Block('string','',fields=(('',strings[name]),)), strings, seen)
-    return seen
+def _used(entry:_Block, strings:Mapping[str,_Block])->set[str]:
+    "The names of strings that an entry rests on, by way of others too."
+    used,blocks = set[str](),[entry]
+    while blocks:
+        named = {p.lower() for _,v in blocks.pop().fields for p in _parts(v) if _is_name(p)}
+        blocks += [strings[n] for n in named&strings.keys()-used]
+        used |= named&strings.keys()
+    return used
 
 # %% ../nbs/05b_bibtex.ipynb #4f0ef92e
 class _Reader:
     "Entries of a file in their order, each with what it needs to stand alone."
     def __init__(self, path:str|os.PathLike):
         self.path,self.lead = path,''            # the text since the last entry
-        self.strings,self.raw = dict[str,str](),dict[str,str]() # by name: value, and block
+        self.strings,self.blocks = dict[str,str](),dict[str,_Block]() # by name: what it stands for, and where that is said
     def entries(self, start:int, text:str)->Iterator[dict[str,str]]:
         "The rows of a piece of the file."
-        try: blocks = _blocks(text)
+        try:
+            blocks = _blocks(text)
+            for b in blocks:
+                if b.kind=='string': _define(self.strings, b)
         except ValueError as e:
             raise ValueError(f"{self.path}, line {start}: what begins here ({text.strip()[:40]!r}) is no whole entry: {e} Is a brace, a quote or a comma missing?") from e
         for b in blocks:
@@ -250,13 +282,13 @@ class _Reader:
             self.lead += before
             if b.kind=='entry': yield self.row(b)
             else: self.lead += b.raw
-            if b.kind=='string': self.strings[b.name],self.raw[b.name] = b.fields[0][1],b.raw
+            if b.kind=='string': self.blocks[b.name] = b
         self.lead += text
     def row(self, entry:_Block)->dict[str,str]:
         "An entry as a row; the text before it is used up."
-        used = _used(entry, self.strings)
-        needed = [self.raw[name] for name in self.strings if name in used and self.raw[name] not in self.lead]
-        original = '\n'.join([*needed, *([self.lead.strip('\n')] if self.lead.strip() else []), entry.raw])
+        used = _used(entry, self.blocks)
+        needed = [b.raw for name,b in self.blocks.items() if name in used and b.raw not in self.lead]
+        original = ''.join([*(f'{raw}\n' for raw in needed), self.lead.lstrip() and self.lead.strip('\n')+'\n'*(1+self.lead.endswith('\n\n')), entry.raw])
         self.lead = ''
         return _columns(entry, self.strings)|dict(original=original)
 
@@ -270,7 +302,7 @@ def _rows(path:str|os.PathLike)->Iterator[dict[str,str]]:
                 if held: yield held
                 held = row
     if not held: raise ValueError(f"{path} holds no BibTeX entry; an entry looks like '@article{{key, title = {{...}}}}'")
-    yield held|dict(original=held['original']+'\n'+reader.lead.strip('\n')) if reader.lead.strip() else held
+    yield held|dict(original=held['original']+reader.lead.rstrip('\n')) if reader.lead.strip() else held
 
 # %% ../nbs/05b_bibtex.ipynb #ac3e4159
 def frames(
@@ -333,7 +365,7 @@ def _new_entry(row:Mapping[str,str], own:Mapping[str,str], key:str)->str:
     from bibtexparser import Library, write_string
     from bibtexparser.model import Entry, Field
     kind = _type(row)
-    values = {'booktitle' if c=='journal' and kind.startswith(('inc','inp','inb')) else _NAMES[c][0]: _value(c,row[c]) for c in _NAMES if row.get(c,'').strip()}|dict(own)
+    values = {'booktitle' if c=='journal' and kind.startswith(('inc','inp','inb')) else _NAMES[c][0]: _value(c,row[c]) for c in _NAMES if one_line(row.get(c,''))}|dict(own)
     return write_string(Library([Entry(kind, key, [Field(n,v) for n,v in values.items()])])).rstrip('\n')
 
 # %% ../nbs/05b_bibtex.ipynb #7453e3ea
@@ -341,10 +373,10 @@ def _changes(entry:_Block, row:Mapping[str,str], notes:Sequence[str], strings:Ma
     "The fields of an entry that a row says otherwise, with their new values."
     old,names,new = _columns(entry, strings),{n.lower() for n,_ in entry.fields},dict[str,str]()
     for c in _NAMES:
-        if not row.get(c,'').strip() or same(c,old[c],row[c]): continue
+        if not one_line(row.get(c,'')) or same(c,old[c],row[c]): continue
         held = [n for n in _NAMES[c] if n in names]
         new[held[0] if held else _NAMES[c][0]] = _value(c,row[c])
-    return new|{_own_name(c): to_latex(row[c]) for c in notes if row.get(c,'').strip() and not same(c,old.get(c,''),row[c])}
+    return new|{_own_name(c): to_latex(row[c]) for c in notes if one_line(row.get(c,'')) and not same(c,old.get(c,''),row[c])}
 
 # %% ../nbs/05b_bibtex.ipynb #0c442d59
 class _Writer:
@@ -372,12 +404,12 @@ class _Writer:
         text = row.get('original','')
         try: blocks = _blocks(text) if '@' in text else []
         except ValueError: blocks = []
-        if sum(b.kind=='entry' for b in blocks)!=1: return _new_entry(row, {_own_name(c): to_latex(row[c]) for c in notes if row.get(c,'').strip()}, self.unused(_key(row)))
+        if sum(b.kind=='entry' for b in blocks)!=1: return _new_entry(row, {_own_name(c): to_latex(row[c]) for c in notes if one_line(row.get(c,''))}, self.unused(_key(row)))
         strings,parts = dict[str,str](),list[str]()
         for b in blocks:
             before,_,text = text.partition(b.raw)
             parts.append(before)
-            if b.kind=='string': strings[b.name] = b.fields[0][1]
+            if b.kind=='string': _define(strings, b)
             if b.kind=='entry':
                 self.keys.add(b.name.lower())
                 changes = _changes(b, row, notes, strings, self.same)

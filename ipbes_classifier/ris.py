@@ -380,7 +380,7 @@ def write_record(
     if record is None: return _new_record(row, filter(None,(_note(c,row.get(c,'')) for c in notes)))
     found = _names(record)
     old,said = _columns(found),_notes_of(found.get('notes',()))
-    changes = {c: v for c in COLUMNS if (v := row.get(c,'')) and not same(c,old[c],v)}
+    changes = {c: v for c in COLUMNS if _values(c, v := row.get(c,'')) and not same(c,old[c],v)}
     if old['item_type']=='' or not re.fullmatch('[A-Z]{2,8}', changes.get('item_type','')): changes.pop('item_type',None)
     news = {'included' if c=='asreview_label' else c: _note(c,v) for c in notes if (v := row.get(c,'')) and not same(c,said.get(c,''),v)}
     if 'included' in notes and not row.get('included') and 'included' not in said: news['included'] = _note('included','')
