@@ -272,8 +272,9 @@ def _positives(s:Settings, labels:Sequence[str])->pd.DataFrame:
     "Records of the libraries of labels, of the item types that are kept; texts are clean."
     from ipbes_classifier.preprocess import _allowed, _plain_type
     from ipbes_classifier.records import FIELDS, clean_records, read_records
-    df = pd.concat([read_records(project_path(s,p)) for l in s.labels if l.name in labels for p in l.positives], ignore_index=True)
-    return clean_records(df[_allowed(df,{_plain_type(t) for t in s.data.item_types})][FIELDS])
+    types = {_plain_type(t) for t in s.data.item_types}
+    libraries = [read_records(project_path(s,p)) for l in s.labels if l.name in labels for p in l.positives]
+    return clean_records(pd.concat([df.loc[_allowed(df,types),FIELDS] for df in libraries], ignore_index=True))
 
 def _drawing(s:Settings, label:str, x:Sample)->Path:
     "Where the works that are drawn for a label stand."

@@ -112,14 +112,14 @@ def count_topics(
     batch_size:int=100,              # DOIs a request
 )->dict[str,int]:                    # topic id such as 'T10577' to the number of positives
     "Count the topics of works; `ServiceError` if OpenAlex cannot be asked, and what came until then is kept."
+    from ipbes_classifier.openalex import _batches, _odd
     known:dict[str,dict[str,int]] = read_json(path, []) if path.exists() else {}
-    usable = sorted({d for d in dois if d and not set('|,')&set(d)})
-    for i in range(0, len(usable), batch_size):
-        batch = usable[i:i+batch_size]
-        if obj_hash(batch) in known: continue
-        known[obj_hash(batch)] = _topic_counts(ask('/works', filter='doi:'+'|'.join(batch), group_by='primary_topic.id'))
+    batches = {obj_hash(b):b for b in _batches(sorted({d for d in dois if d and not _odd(d)}), batch_size)}
+    for key,batch in batches.items():
+        if key in known: continue
+        known[key] = _topic_counts(ask('/works', filter='doi:'+'|'.join(batch), group_by='primary_topic.id'))
         write_json(path, known)
-    return dict(sum((Counter(known[obj_hash(usable[i:i+batch_size])]) for i in range(0,len(usable),batch_size)), Counter()))
+    return dict(sum((Counter(known[key]) for key in batches), Counter()))
 
 # %% ../nbs/16_corpus.ipynb #d5407e5f
 def _topic_counts(answer:Any)->dict[str,int]:
