@@ -84,14 +84,15 @@ def read_listing(
 def read_index(
     page:bytes,  # HTML
     address:str, # where it was, ending in /
-)->list[str]:    # addresses below, as they stand in links, each once; folders end in /
+)->list[str]:    # addresses below, quoted as in the links, each once; folders end in /
     "The links of an index page that lead to what lies below it."
     from selectolax.lexbor import LexborHTMLParser
     found = []
     for a in LexborHTMLParser(page).css('a[href]'):
         try: found.append(urljoin(address, (a.attributes['href'] or '').strip()))
         except ValueError: continue
-    return [u for u in dict.fromkeys(found) if u.startswith(address) and u!=address and '?' not in u and '#' not in u]
+    here = unquote(address)
+    return [u for u in dict.fromkeys(found) if unquote(u).startswith(here) and unquote(u)!=here and '?' not in u and '#' not in u]
 
 # %% ../nbs/11d_published.ipynb #2a050f0e
 class Bucket:
@@ -209,7 +210,7 @@ def _walk_index(b:Bucket, prefix:str, jobs:int)->list[Published]:
             raise ServiceError(f"{b} has index pages without end: more than 1,000, or folders in folders; ask for some of them by a longer PREFIX")
         address = b.address(folder)
         links = read_index(b.again(lambda a=address: _whole(b,a)), address)  # type: ignore[misc]
-        below = [k for k in (unquote(u.removeprefix(f'{b.url}/')) for u in links) if k.startswith(prefix)]
+        below = [k for k in (unquote(u)[len(unquote(b.url))+1:] for u in links) if k.startswith(prefix)]
         todo += [k for k in below if k.endswith('/') and k not in seen and k not in todo]
         keys += [k for k in below if not k.endswith('/')]
     if not keys: raise _Refused(f"no link leads to a name that begins with {prefix!r}")
@@ -402,7 +403,7 @@ class Arrived:
 
 # %% ../nbs/11d_published.ipynb #95d94045
 def _fetch_file(b:Bucket, f:Published, out:Path, path:str, tell:Callable[[int],object])->Arrived:
-    "Fetch one file and put it in its place; `ServiceError` if what comes is not what was published. Twice wrong is wrong."
+    "Fetch one file and put it in its place; `ServiceError` if what comes is not what was published. Three times wrong is wrong."
     for _ in range(3):
         part = _part(out,f)
         with write_errors(out/path):

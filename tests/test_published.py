@@ -564,7 +564,7 @@ def test_after_a_kill_the_same_command_completes(store, tmp_path, sign, undistur
         return True
     store.bad[BIG] += [stalls]
     p = command(store, out)
-    wait_for(lambda: any(f.stat().st_size==123_456 for f in out.glob('.parts/*')) and len(list(out.glob('folds/*')))==3)
+    wait_for(lambda: [f.stat().st_size for f in out.glob('.parts/*')]==[123_456] and len(list(out.glob('folds/*')))==3 and len(list(out.glob('*.*')))==4)
     p.send_signal(sign)
     assert p.wait(15)!=0
     assert not (out/'cleaned_dataset.csv').exists()
