@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FIELDS', 'clean_text', 'clean_texts', 'normalise_doi', 'normalise_title', 'normalise_language', 'normalise_item_type',
            'to_records', 'iter_records', 'read_records', 'parse_labels', 'write_records', 'check_overwrite',
-           'convert_records', 'clean_records', 'check_dataset']
+           'layout_of', 'convert_records', 'clean_records', 'check_dataset']
 
 # %% ../nbs/10_records.ipynb #0d187b05
 import csv
@@ -622,10 +622,14 @@ def check_overwrite(
                 raise ValueError(f"{o} would stand in the folder {p}, all files of which are read; name a file elsewhere for the output")
 
 # %% ../nbs/10_records.ipynb #e76d42f7
-def _layout_of(path):
-    "The layout of a table, '' for one of its own and for what is no table."
-    return '' if is_snapshot(path) or sniff(f := _files(path)[0]) not in ('csv','tsv','xlsx','parquet') else find_layout(_header(f))
+def layout_of(
+    path:str|os.PathLike, # as of `read_records`; of a folder its first file
+)->str:                   # one of `tables.LAYOUTS`, or '' for a table of one's own and for what is no table
+    "The program whose columns a table has."
+    if is_snapshot(path) or sniff(f := _files(path)[0]) not in ('csv','tsv','xlsx','parquet'): return ''
+    return find_layout(_header(f))
 
+# %% ../nbs/10_records.ipynb #b341bfed
 def _named(df, label, as_included):
     "Records whose decision is called `included`, or by the name of a label; where ASReview has -1, nothing was decided."
     found = [c for c in INCLUDED if c in df]
@@ -658,7 +662,7 @@ def convert_records(
     files = [f for p in paths for f in ([p] if is_snapshot(p) else _files(p))]
     suffix = Path(out).suffix.lower()
     counts:list[tuple[str,str,int]] = []
-    if layout is None and suffix in _TABLE and len(found := {_layout_of(f) for f in files})==1: layout = found.pop()
+    if layout is None and suffix in _TABLE and len(found := {layout_of(f) for f in files})==1: layout = found.pop()
     frames = _counted(files, counts, label, layout=='asreview' or suffix in ('.ris','.bib'), len(files)>1)
     write_records(frames, out, None if layout in ('records','') else layout)
     return counts
