@@ -214,7 +214,7 @@ def _listing(
     if not (isinstance(meta,dict) and isinstance(items,list) and all(isinstance(i,dict) for i in items)):
         raise ServiceError(f"{service} answers with {'404 Not Found' if answer.status==404 else 'JSON that is no list of works'}; is `api.openalex_url` right?")
     total,cursor = meta.get('count'),meta.get('next_cursor')
-    return _Listing(items, total if isinstance(total,int) else None, cursor if isinstance(cursor,str) and cursor else None, _cost(answer.headers,meta,price))
+    return _Listing(items, total if isinstance(total,int) else None, cursor if isinstance(cursor,str) and re.fullmatch('[!-~]+',cursor) else None, _cost(answer.headers,meta,price))
 
 # %% ../nbs/11b_openalex.ipynb #6c212614
 def _following(
@@ -320,16 +320,42 @@ def _read(
             if find=='references': notes.setdefault('_ids',[]).extend(m[1] for r in item.get('referenced_works') or [] if (m := re.search(r'(W\d+)$',str(r))))
             elif find: notes.setdefault('_ids',[]).append(work_row(item)['id'])
             else: rows.append(work_row(item))
-        except (ValueError,TypeError,AttributeError) as e: notes.setdefault('unreadable',[]).append(f"{item.get('id')}: {e}"[:200])
+        except (ValueError,TypeError,AttributeError) as e: notes.setdefault('unreadable',[]).append(f"{item.get('id')}: {e}"[:200].encode('utf-8','replace').decode())
     return rows,notes
 
 # %% ../nbs/11b_openalex.ipynb #63d53c7c
-class _Fetch:
-    "One run: pages go from OpenAlex to the parts until nothing is left or the budget ends."
+class _Kept:
+    "Pages on their way from OpenAlex to the parts."
     def __init__(self, query:Query, parts:Parts, service:OpenAlexService, budget:Budget, step:Callable[[int],Any]) -> None:
         self.query,self.parts,self.service,self.step,self.plan = query,parts,service,step,_Plan(query,parts,budget)
         self._start = dict(stage='find' if query.cited_by or query.references else 'works', list=0)
 
+    def _find(self, at:Mapping)->str: return '' if at['stage']=='works' else 'references' if self.query.references else 'cited_by'
+
+    def _keep(self, at:dict, page:_Listing, more:Any, lacking:int)->None:
+        "Put a page into the parts, with the place after it."
+        place = at|dict(got=at.get('got',0)+len(page.items))
+        if self.plan.is_doi(at):
+            came = {normalise_doi(str(i.get('doi') or '')) for i in page.items}
+            place['missing'] = [d for d in at.get('missing',self.plan.values(at)) if d not in came]
+        end = {k:place[k] for k in ('stage','list','got','had')}|dict(done=True)|(dict(alone=place['missing']) if place.get('missing') else {})
+        rows,notes = _read(page.items, self._find(at))
+        counts = dict(cost_usd=page.cost, calls=1, received=len(rows))|(dict(lacking=lacking) if lacking else {})
+        new = self.parts.add(rows, end if more is None else place|dict(next=more), counts, notes)
+        self.step(new)
+        if more is not None and at['stage']=='works' and not new and place['got']>=(page.total or 0): self._end_circle(at, page, end)
+
+    def _end_circle(self, at:Mapping, page:_Listing, end:dict)->None:
+        "End a list whose cursor leads back to works that came before; if works are lacking, it begins anew with the next run."
+        lacking = 0 if self.plan.values(at) else (page.total or 0)-(self.parts.n-at['had'])
+        if not _tolerable(lacking, _Listing([],page.total,None,0.)):
+            self.parts.add([], {k:at[k] for k in ('stage','list','had')})
+            raise ServiceError(f"OpenAlex gives the same works again and again, and {lacking:,} of the {page.total:,} that it states are lacking")
+        self.parts.add([], end)
+
+# %% ../nbs/11b_openalex.ipynb #42fc9467
+class _Fetch(_Kept):
+    "One run: it asks until nothing is left or the budget ends."
     def run(self)->str: # '' when all is there, else what ended it: works, cost
         "Ask until there is no more; `ServiceError` if OpenAlex fails."
         while True:
@@ -341,8 +367,6 @@ class _Fetch:
             elif plan.is_free(at): self.parts.add([], dict(stage=at['stage'], list=at['list'], alone=list(plan.values(at))))
             elif plan.too_dear: return 'cost'
             else: self._ask_list(at)
-
-    def _find(self, at:Mapping)->str: return '' if at['stage']=='works' else 'references' if self.query.references else 'cited_by'
 
     def _ask_list(self, at:dict)->None:
         "Ask for a page, again if the list seems to end early, and keep it."
@@ -358,18 +382,6 @@ class _Fetch:
             self.parts.add([], at, dict(cost_usd=page.cost, calls=1))
             raise ServiceError(f"OpenAlex ended a list {lacking:,} works before the {page.total:,} that it states")
         self._keep(at, page, more, lacking)
-
-    def _keep(self, at:dict, page:_Listing, more:Any, lacking:int)->None:
-        "Put a page into the parts, with the place after it."
-        place = at|dict(got=at.get('got',0)+len(page.items))
-        if self.plan.is_doi(at):
-            came = {normalise_doi(str(i.get('doi') or '')) for i in page.items}
-            place['missing'] = [d for d in at.get('missing',self.plan.values(at)) if d not in came]
-        if more is not None: place['next'] = more
-        else: place = {k:place[k] for k in ('stage','list','got','had')}|dict(done=True)|(dict(alone=place['missing']) if place.get('missing') else {})
-        rows,notes = _read(page.items, self._find(at))
-        counts = dict(cost_usd=page.cost, calls=1, received=len(rows))|(dict(lacking=lacking) if lacking else {})
-        self.step(self.parts.add(rows, place, counts, notes))
 
     def _ask_alone(self, at:dict)->None:
         "Ask for one DOI, which costs nothing."

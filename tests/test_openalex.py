@@ -8,13 +8,17 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from urllib.parse import unquote
 
+import httpx2
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from moods import MoodyServer, breaks_off, resets, says, serving, sleeps
 from typer.testing import CliRunner
 
@@ -293,6 +297,40 @@ def test_a_cursor_that_stays_where_it_is_ends_the_run(server, tmp_path):
     assert len(server.seen)==2
 
 
+def test_pages_that_go_in_circles_end(server, calm, tmp_path):
+    true = OpenAlexServer.page
+    def circle(q):
+        page = true(server,q)
+        if page['meta'].get('next_cursor')==base64.b64encode(b'500').decode(): page['meta']['next_cursor'] = base64.b64encode(b'0').decode()
+        return page
+    server.page = circle
+    assert fetch(server, tmp_path/'out').complete and data(tmp_path/'out')==data(calm)
+    server.works = [work(n) for n in range(1000)]
+    with pytest.raises(ServiceError, match='the same works again and again, and 500 of the 1,000 that it states are lacking; 500 works are in'): fetch(server, tmp_path/'all', Query(filter='type:article'))
+    del server.page
+    done = fetch(server, tmp_path/'all', Query(filter='type:article'))
+    assert done.complete and done.n==1000 and done.repeated>=500
+
+
+JSON = st.recursive(st.none()|st.booleans()|st.integers()|st.floats()|st.text(max_size=8), lambda c: st.lists(c,max_size=3)|st.dictionaries(st.sampled_from(['meta','results','count','next_cursor','cost_usd','id','doi','error']),c,max_size=4), max_leaves=12)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.one_of(JSON, st.fixed_dictionaries(dict(meta=JSON,results=JSON)), st.fixed_dictionaries(dict(meta=st.fixed_dictionaries(dict(count=JSON,next_cursor=JSON,cost_usd=JSON)),
+    results=st.lists(st.fixed_dictionaries(dict(id=st.sampled_from(['https://openalex.org/W1','https://openalex.org/W2','x','\ud800',7]),doi=JSON,title=JSON,publication_year=JSON,abstract_inverted_index=JSON)),max_size=4)))), min_size=1, max_size=4))
+def test_whatever_comes_gives_works_or_one_sentence(pages):
+    said = [json.dumps(p).encode() for p in pages]
+    n = [0]
+    def answer(request):
+        n[0] += 1
+        assert n[0]<200, 'it ends'
+        return httpx2.Response(200, content=said[min(n[0],len(said))-1], headers={'content-type':'application/json'})
+    with tempfile.TemporaryDirectory() as tmp:
+        try: done = fetch_works(ALL, Path(tmp)/'out', Api(openalex_url='http://127.0.0.1', retries=0), size=2, backoff=0, transport=httpx2.MockTransport(answer))
+        except ServiceError as e: assert '\n' not in str(e)
+        else: assert done.complete and done.n==(len(ids(Path(tmp)/'out')) if done.n else 0)
+
+
 def test_a_work_that_cannot_be_read_is_named_and_the_others_come(server, tmp_path):
     server.works[1] = work(1, abstract_inverted_index={'Plot':'x'})
     server.works[2] = work(2, id='https://openalex.org/A5')
@@ -371,9 +409,9 @@ def test_single_works_cost_nothing(server, tmp_path):
 
 
 def test_an_interrupted_list_of_dois_goes_on(server, tmp_path):
-    q = Query(dois=tuple(f'10.{1000+n%3}/paper.{n}' for n in range(0,900,5)))
+    q = Query(dois=(*(doi(n) for n in range(104)),*(f'10.9999/none.{n}' for n in range(8))))
     calm = fetch(server, tmp_path/'calm', q)
-    assert calm.n==128 and len(calm.unknown)==52
+    assert calm.n==104 and len(calm.unknown)==8 and len(server.paid)==2
     n,server.seen = len(server.seen),[]
     server.mood = says(500)
     for _ in range(n-1):
@@ -447,16 +485,16 @@ def test_without_a_key_it_is_tried_and_said(server, tmp_path, code):
 def test_a_process_that_is_killed_loses_no_page_it_paid_for(server, calm, tmp_path):
     script = ("import sys; from ipbes_classifier.config import Api; from ipbes_classifier.openalex import Query, fetch_works\n"
               f"fetch_works(Query(filter='topics.id:T0|T1|T2', from_year=1990), sys.argv[1], Api(openalex_url={server.url!r}), size=150)")
-    for kept in (1,2,3):
+    for kept,how in ((1,signal.SIGKILL),(2,signal.SIGINT),(3,signal.SIGKILL)):
         server.mood = lambda h: time.sleep(20) or True
         server.moods += [None]
         n = len(server.seen)
-        p = subprocess.Popen([sys.executable,'-c',script,str(tmp_path/'out')], env=os.environ|dict(OMP_NUM_THREADS='1'))
+        p = subprocess.Popen([sys.executable,'-c',script,str(tmp_path/'out')], env=os.environ|dict(OMP_NUM_THREADS='1'), stderr=subprocess.DEVNULL)
         end = time.monotonic()+40
         while len(server.seen)<n+2 and time.monotonic()<end: time.sleep(0.02)
-        p.send_signal(signal.SIGKILL)
+        p.send_signal(how)
         p.wait()
-        assert len(server.paid)==kept
+        assert len(server.paid)==kept and (how==signal.SIGKILL or len(ids(tmp_path/'out'))==100*kept), 'who presses Ctrl-C finds what is there'
     server.mood = None
     assert fetch(server, tmp_path/'out').complete and files(tmp_path/'out')==files(calm) and len(server.paid)==5
 
