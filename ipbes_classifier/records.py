@@ -554,7 +554,7 @@ def _reference_writer(suffix):
 def write_records(
     df:pd.DataFrame|Iterable[pd.DataFrame], # records, any columns; or frames of them, which references are written from one by one
     path:str|os.PathLike,                   # .csv, .tsv, .parquet, .xlsx, .ris, .bib, or .txt for the plain text of Web of Science
-    layout:str|None=None,                   # of a table: one of `tables.LAYOUTS`, the columns of another program
+    layout:str|None=None,                   # of a table: one of `tables.LAYOUTS`, the columns of another program; None or 'records' for those it has
 )->Path:                                    # `path`
     """Write records atomically; the same records give the same bytes. What was read with `keep_all` goes back as it was where nobody changed it.
 
@@ -562,6 +562,7 @@ def write_records(
     """
     path = Path(path)
     if (suffix := path.suffix.lower()) not in _WRITTEN: raise ValueError(f"{path}: unknown suffix {path.suffix!r}; known are {', '.join(_WRITTEN)}")
+    if layout=='records': layout = None
     if layout and suffix not in _TABLE: raise ValueError(f"{path}: a layout is for tables ({', '.join(_TABLE)}); {suffix} has its own")
     frames = (_as_read(f, layout or suffix) for f in ([df] if isinstance(df,pd.DataFrame) else df))
     if suffix not in _TABLE: return _write_references(frames, path)
@@ -664,7 +665,7 @@ def convert_records(
     counts:list[tuple[str,str,int]] = []
     if layout is None and suffix in _TABLE and len(found := {layout_of(f) for f in files})==1: layout = found.pop()
     frames = _counted(files, counts, label, layout=='asreview' or suffix in ('.ris','.bib'), len(files)>1)
-    write_records(frames, out, None if layout in ('records','') else layout)
+    write_records(frames, out, layout)
     return counts
 
 # %% ../nbs/10_records.ipynb #e8613296
