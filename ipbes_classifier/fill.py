@@ -23,7 +23,7 @@ from .crossref import Crossref
 from .fetch import CachedSource, RequestRefused, Service, ServiceError, Source, Work, service_key
 from .files import write_json
 from .openalex_json import work_row
-from .records import check_overwrite, clean_text, clean_texts, iter_records, normalise_doi, normalise_title, write_records
+from .records import check_overwrite, clean_text, clean_texts, iter_records, layout_of, normalise_doi, normalise_title, write_records
 
 if TYPE_CHECKING:
     import httpx2
@@ -112,11 +112,9 @@ class OpenAlex(CachedSource):
     def ping(self)->object: return self.service.get('/works/W2741809807', select='id')
     def read(self, item:Any)->Work: return openalex_work(item)
 
-    def _remember(self, batch:Sequence[str])->dict[str,Any]:
-        try: return super()._remember(batch)
-        except ServiceError as e:
-            hint = '; is OPENALEX_API_KEY right?' if self.has_key else '; with a free key, in the variable OPENALEX_API_KEY, OpenAlex grants more'
-            raise ServiceError(f'{e}{hint}' if {'401','403','429'}&set(str(e).split()) else str(e), e.again) from e
+    def hint(self, e:ServiceError)->str:
+        if not {'401','403','429'}&set(str(e).split()): return ''
+        return '; is OPENALEX_API_KEY right?' if self.has_key else '; with a free key, in the variable OPENALEX_API_KEY, OpenAlex grants more'
 
 # %% ../nbs/11e_fill.ipynb #148fc960
 def words_in_common(
@@ -301,12 +299,13 @@ def fill_file(
     out:str|os.PathLike,       # a file in any format that is written
     sources:Sequence[Source],  # asked in this order
     min_abstract_chars:int=50, # a shorter abstract is none
-    layout:str|None=None,      # of a table, see `write_records`
+    layout:str|None=None,      # of a table, see `write_records`; None: that of `path`
 )->FilledFile:
     "Fill titles, abstracts and years of a file; `ValueError` if it cannot be read or the result not be written, `ServiceError` if a source cannot be asked."
     out = Path(out)
     table,account = (out.with_name(f'{out.stem}_filled{suffix}') for suffix in ('.csv','.json'))
     check_overwrite([path], [out,table,account])
+    if layout is None and out.suffix.lower() in ('.csv','.tsv','.xlsx','.parquet'): layout = layout_of(path) or None
     frames:list[pd.DataFrame] = []
     found:list[pd.DataFrame] = []
     n = 0
