@@ -144,6 +144,23 @@ def _address(
     if path==base or path.startswith((f'{base}/',f'{base}?')): return path
     raise ValueError(f"{path.split('?')[0][:200]!r} is no address below {base}")
 
+# %% ../nbs/11_fetch.ipynb #cd838e43
+def _follow(
+    client:'httpx2.Client',
+    url:'httpx2.URL',
+    headers:Mapping[str,str],  # not for other hosts
+    n:int=6,                   # most requests
+)->'httpx2.Response|None':     # None if there is no end to it
+    "Ask, and follow where the answer points."
+    request = client.build_request('GET', url, headers=headers)
+    for _ in range(n):
+        r = client.send(request)
+        if r.next_request is None: return r
+        request = r.next_request
+        if (request.url.scheme,request.url.netloc)!=(url.scheme,url.netloc):
+            for h in headers: request.headers.pop(h,None)
+    return None
+
 # %% ../nbs/11_fetch.ipynb #d5744cf0
 class Service:
     "A web service, asked no faster than it allows, and again after failures that pass."
@@ -194,19 +211,14 @@ class Service:
         return _read(r, repr(self), raw)
 
     def _send(self, address:str, params:dict, headers:dict[str,str])->'httpx2.Response':
-        "Send it, and follow where the answer points; to another host without these headers."
+        "The answer to one request, whatever its status."
         import httpx2
         try:
             url = httpx2.URL(address)
-            request = self.client.build_request('GET', url.copy_merge_params(params) if params else url, headers=headers)
-            for _ in range(6):
-                r = self.client.send(request)
-                if r.next_request is None: return r
-                request = r.next_request
-                if (request.url.scheme,request.url.netloc)!=(url.scheme,url.netloc):
-                    for h in headers: request.headers.pop(h,None)
+            r = _follow(self.client, url.copy_merge_params(params) if params else url, headers)
         except (httpx2.RequestError,httpx2.InvalidURL) as e: raise ServiceError(f"{self} does not answer ({type(e).__name__})", 0.) from None
-        raise ServiceError(f"{self} sends from one address to the next without end")
+        if r is None: raise ServiceError(f"{self} sends from one address to the next without end")
+        return r
 
     def _passes(self, e:BaseException)->bool: return isinstance(e,ServiceError) and e.again is not None and e.again<=self.api.max_wait
     def _enough(self, state:'RetryCallState')->bool: return state.attempt_number>(self.api.retries if self.answered else min(self.api.retries,2))
@@ -261,6 +273,29 @@ class Source(Protocol):
     name:str
     def works(self, dois:Sequence[str])->dict[str,Work|None]: ... # what it says of each, None if it does not know it
 
+# %% ../nbs/11_fetch.ipynb #93135a75
+def _alone(
+    dois:Sequence[str], # of one batch
+    separators:str,     # that no DOI in a list may hold
+)->list[list[str]]:     # groups to ask for
+    "Those that can be asked for together, then each of the others."
+    odd = [d for d in dois if set(separators)&set(d)]
+    return [g for g in ([d for d in dois if d not in odd], *([d] for d in odd)) if g]
+
+# %% ../nbs/11_fetch.ipynb #a33d1c92
+def _ask(
+    source:'CachedSource', # says how to ask
+    dois:Sequence[str],    # of a list, or a single one
+)->dict[str,Any]:          # items, None where there is none; without DOIs that the service refuses
+    "Ask for a group of DOIs, and where it is refused for its halves."
+    try: items = source.many(dois) if len(dois)>1 else source.one(dois[0])
+    except RequestRefused:
+        if half := len(dois)//2: return _ask(source,dois[:half])|_ask(source,dois[half:])
+        try: source.ping()
+        except RequestRefused as e: raise ServiceError(f"{e}, and so it does whatever is asked") from None
+        return {}
+    return {d:items.get(d) for d in dois}
+
 # %% ../nbs/11_fetch.ipynb #92fa171a
 def _when(
     e:ServiceError, # of a service that was asked in vain
@@ -288,6 +323,7 @@ class CachedSource:
     def ping(self)->object: raise NotImplementedError                             # ask for what nobody refuses who answers at all
     def read(self, item:Any)->Work: raise NotImplementedError
     def step(self, n:int)->int: return self.api.batch_size                       # how many DOIs, of n, to ask for next
+    def hint(self, e:ServiceError)->str: return ''                               # what to try, at the end of a message
 
     def works(self,
         dois:Sequence[str],         # as in a record
@@ -305,28 +341,9 @@ class CachedSource:
 
     def _remember(self, batch:Sequence[str])->dict[str,Any]:
         "Ask for a batch and keep the answers."
-        try: answers = {k:v for group in _alone(batch,self.separators) for k,v in self._ask(group).items()}
+        try: answers = {k:v for group in _alone(batch,self.separators) for k,v in _ask(self,group).items()}
         except ServiceError as e:
-            raise ServiceError(f"{e}{_when(e)}; {self.n_new:,} answers came before and are kept in {self.cache.path}, the same command goes on from there", e.again) from e
+            raise ServiceError(f"{e}{_when(e)}; {self.n_new:,} answers came before and are kept in {self.cache.path}, the same command goes on from there{self.hint(e)}", e.again) from e
         self.cache.write(self.key, answers)
         self.n_new += len(answers)
         return answers
-
-    def _ask(self, dois:Sequence[str])->dict[str,Any]:
-        "Items by DOI, None where there is none; without DOIs that the service refuses."
-        try: items = self.many(dois) if len(dois)>1 else self.one(dois[0])
-        except RequestRefused:
-            if half := len(dois)//2: return self._ask(dois[:half])|self._ask(dois[half:])
-            try: self.ping()
-            except RequestRefused as e: raise ServiceError(f"{e}, and so it does whatever is asked") from None
-            return {}
-        return {d:items.get(d) for d in dois}
-
-# %% ../nbs/11_fetch.ipynb #93135a75
-def _alone(
-    dois:Sequence[str], # of one batch
-    separators:str,     # that no DOI in a list may hold
-)->list[list[str]]:     # groups to ask for
-    "Those that can be asked for together, then each of the others."
-    odd = [d for d in dois if set(separators)&set(d)]
-    return [g for g in ([d for d in dois if d not in odd], *([d] for d in odd)) if g]
