@@ -515,8 +515,8 @@ def records(
     from ipbes_classifier.formats import FORMATS
     from ipbes_classifier.records import convert_records
     counts = convert_records(files, out, layout, label)
-    for name,format,n in counts: typer.echo(f'{n:,} records of {FORMATS[format]}: {name}', err=True)
-    typer.echo(f'{sum(n for *_,n in counts):,} records: {out}')
+    for name,kind,n in counts: typer.echo(f'{n:,} record{"s"*(n!=1)} of {FORMATS[kind]}: {name}', err=True)
+    typer.echo(f'{sum(n for *_,n in counts):,} record{"s"*(sum(n for *_,n in counts)!=1)}: {out}')
 
 # %% ../nbs/90_cli.ipynb #2b9cc771
 @app.command()
