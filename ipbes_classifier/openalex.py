@@ -482,6 +482,7 @@ def _run(
         parts.close()
         raise
     shown = parts.close(ended=not stop)
+    if stop: parts.forget()
     return _result(parts, shown, before, stop or 'works')
 
 # %% ../nbs/11b_openalex.ipynb #084c5826

@@ -226,6 +226,7 @@ def test_a_budget_is_kept_and_goes_on(server, calm, tmp_path):
     for most,n in ((0,0),(.0001,100),(.00029,200)):
         done = fetch(server, tmp_path/'out', budget=Budget(max_cost=most))
         assert (done.n,done.complete,done.stop,len(server.paid))==(n,False,'cost',n//100) and done.cost_usd<=most
+        assert (tmp_path/'out').exists()==bool(n)
     for most in (210,215,300):
         done = fetch(server, tmp_path/'out', budget=Budget(max_works=most))
         assert (done.n,done.stop,len(server.paid),len(ids(tmp_path/'out')))==(most,'works',3,most)
@@ -565,6 +566,25 @@ def test_a_damaged_snapshot_keeps_what_came_and_goes_on(snapshot, tmp_path):
     bad.write_text(good)
     fetch_snapshot(snapshot, Query(from_year=1995), tmp_path/'out', size=30, frame=50)
     assert files(tmp_path/'out')==files(tmp_path/'calm')
+
+
+def test_a_snapshot_in_a_bucket_is_the_same_as_one_on_the_disk(snapshot, tmp_path, monkeypatch, ipbes):
+    import boto3
+    from moto.server import ThreadedMotoServer
+    moto = ThreadedMotoServer('127.0.0.1', 0, verbose=False)
+    moto.start()
+    try:
+        url = 'http://{}:{}'.format(*moto.get_host_and_port())
+        for v in ('AWS_ACCESS_KEY_ID','AWS_PROFILE','AWS_ROLE_ARN','AWS_WEB_IDENTITY_TOKEN_FILE'): monkeypatch.delenv(v, raising=False)
+        monkeypatch.setenv('AWS_ENDPOINT_URL', url)
+        monkeypatch.setenv('AWS_EC2_METADATA_DISABLED', 'true')
+        s3 = boto3.client('s3', region_name='us-east-1', endpoint_url=url, aws_access_key_id='owner', aws_secret_access_key='secret')
+        s3.create_bucket(Bucket='openalex', ACL='public-read')
+        for f in sorted(snapshot.rglob('*.jsonl')): s3.put_object(Bucket='openalex', Key=f'data/works/{f.relative_to(snapshot)}', Body=f.read_bytes(), ACL='public-read')
+        args = ('--from-year',1995,'--language','fr')
+        r,local = ipbes('--snapshot','s3://openalex/data/works',*args,'-o','remote'),ipbes('--snapshot',snapshot,*args,'-o','local')
+    finally: moto.stop()
+    assert r.exit_code==local.exit_code==0 and data(tmp_path/'remote')==data(tmp_path/'local') and len(ids(tmp_path/'remote'))>50
 
 
 # the command
