@@ -61,7 +61,7 @@ def _decode(s:str)->str:
     if not _MACRO.search(s): return re.sub(r'\\([%&#_$])', r'\1', s.replace('{','').replace('}',''))
     if len(s)<=_LONG:
         try: return _decoder()(s).replace('\xa0',' ')
-        except Exception: pass
+        except Exception: pass  # noqa: BLE001 - whatever the parser raises, the text is kept
     return s.replace('{','').replace('}','')
 
 _decode_word = lru_cache(maxsize=1<<15)(_decode)

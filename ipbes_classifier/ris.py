@@ -383,7 +383,6 @@ def write_record(
     changes = {c: v for c in COLUMNS if _values(c, v := row.get(c,'')) and not same(c,old[c],v)}
     if old['item_type']=='' or not re.fullmatch('[A-Z]{2,8}', changes.get('item_type','')): changes.pop('item_type',None)
     news = {'included' if c=='asreview_label' else c: _note(c,v) for c in notes if (v := row.get(c,'')) and not same(c,said.get(c,''),v)}
-    if 'included' in notes and not row.get('included') and 'included' not in said: news['included'] = _note('included','')
     if not changes and not news and record.end<len(record.lines): return row['original']
     return _edit(_edit_notes(record, news), changes)
 

@@ -172,6 +172,13 @@ def test_asreview_notes_come_and_go(tmp_path):
     assert [o.count('ASReview_') for o in changed.original]==[1,1,1] and [o.count('ipbes_score') for o in changed.original]==[1,1,1]
 
 
+def test_silence_about_a_label_stays_silence(tmp_path):
+    df = of_text(tmp_path, 'ris', ENDNOTE+SCOPUS)
+    assert df.included.tolist()==['0','']
+    again(tmp_path, 'ris', df)
+    assert (tmp_path/'out.ris').read_text().split()==(ENDNOTE+SCOPUS).split()
+
+
 def test_rispy_reads_what_is_written(tmp_path):
     import rispy
     df = pd.DataFrame(dict(title=['A title','B'], abstract=['An abstract',''], author=['Toad, A.; Frog, B.',''], keywords=['a; b',''], year=[2019,None], doi=['10.1234/x',''], score=[.5,.25]))
