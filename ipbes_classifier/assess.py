@@ -126,6 +126,10 @@ def _parsed(override:str)->tuple[str,Any]:
     key,_,value = override.partition('=')
     return key,yaml.safe_load(value) if value else ''
 
+def _private(overrides:Sequence[str])->list[str]:
+    "Settings that hold for one call and are not written down: the mail address."
+    return [o for o in overrides if o.partition('=')[0].strip()=='api.email']
+
 def _file_of(configs:Path, key:str)->Path:
     "The settings file that a key belongs in: a later one that has its section, else config.yaml."
     has = lambda p: p.exists() and key.split('.')[0] in (yaml.safe_load(read_text(p)) or {})
@@ -135,7 +139,8 @@ def _file_of(configs:Path, key:str)->Path:
 def _write_settings(configs:Path, s:Settings, overrides:Sequence[str])->None:
     "Write labels, corpus and given settings into the files of `configs`, and leave the rest of them as it is."
     labels = [{k:v for k,v in asdict(l).items() if v} for l in s.labels]
-    for key,value in (('labels',labels),('data.corpus',s.data.corpus),('data.item_types',s.data.item_types),*map(_parsed,overrides)):
+    given = [_parsed(o) for o in overrides if o not in _private(overrides)]
+    for key,value in (('labels',labels),('data.corpus',s.data.corpus),('data.item_types',s.data.item_types),*given):
         path = _file_of(configs, key)
         old = read_text(path)
         if (text := set_key(old,key,value))!=old: write_text(path, text)
@@ -152,6 +157,7 @@ def start_project(
         write_json(root/STATE, asdict(plan))
         return _write_settings(root/'configs', s, overrides)
     if (root/'configs').exists(): raise FileExistsError(f"{root/'configs'} exists already, and `ipbes assess` did not make it; name another folder, or add the label to its config.yaml")
+    for left in root.glob('.assess-*'): shutil.rmtree(left, ignore_errors=True)
     root.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=root, prefix='.assess-') as tmp:
         new = init_project(Path(tmp)/'new')
@@ -415,7 +421,7 @@ def assess(
     fill:bool|None=None,                           # ask services for missing titles and abstracts; None: as before, at first True
     forget:Sequence[str]=(),                       # labels to take out; their files stay
     update:bool=True,                              # ask Zotero again whether groups have grown
-    overrides:Sequence[str]=(),                    # `key=value` settings, kept in the files of `configs/`
+    overrides:Sequence[str]=(),                    # `key=value` settings, kept in the files of `configs/`, the mail address excepted
     say:Callable[[str],None]=print,                # tells what happens
     dry_run:bool=False,                            # say what would be done, and do nothing
 )->Assessment:
@@ -431,7 +437,7 @@ def assess(
     if dry_run: return Assessment(root, s, _dry_run(root,plan,plan_steps(s,plan,update,say),say))
     with _only_one(root,s):
         start_project(root, plan, s, overrides)
-        s = load_config(root=root, overrides=[] if sys.stderr.isatty() else ['logging.progress=false'])
+        s = load_config(root=root, overrides=[*_private(overrides),*([] if sys.stderr.isatty() else ['logging.progress=false'])])
         ran = run_steps(root, plan, plan_steps(s,plan,update,say), say)
         figures = first_figures(s)
     say(last_words(s,figures))

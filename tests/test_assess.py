@@ -25,6 +25,7 @@ from test_zotero import GROUP, Zotero, paper
 WORDS = dict(cited='invasion alien weed spread harbour ballast feral eradication island biosecurity pathway naturalised propagule vector outbreak quarantine'.split(),
              other='enzyme alloy turbine ledger dialect polymer surgery lattice sermon tariff neuron pigment orbit syntax ceramic plasma'.split(),
              common='we study results show effects data model sites years change species analysis between under sampled region method found'.split())
+MAIL = 'screener@assessment.example.org'
 SECRETS = dict(OPENALEX_API_KEY='s3cret-openalex', ZOTERO_API_KEY='s3cretzotero')
 
 
@@ -113,12 +114,13 @@ def tree(root)->dict[str,str]:
 
 
 def no_secret_in(root)->bool:
-    return not any(s.encode() in p.read_bytes() for p in Path(root).rglob('*') if p.is_file() for s in SECRETS.values())
+    return not any(s.encode() in p.read_bytes() for p in Path(root).rglob('*') if p.is_file() for s in (MAIL,*SECRETS.values()))
 
 
 def test_from_a_group_to_a_first_figure(server, given, tmp_path):
     said = []
-    done = assess(tmp_path/'p', {'TOX':[GROUP]}, [given], {'TOX':'What spreads'}, overrides=settings(server), say=said.append)
+    done = assess(tmp_path/'p', {'TOX':[GROUP]}, [given], {'TOX':'What spreads'}, overrides=[*settings(server),f'api.email={MAIL}'], say=said.append)
+    assert any(MAIL in a for a in server.agents)
     assert done.ran==[f'fetch TOX {GROUP}','count','preprocess','folds','train']
     config = yaml.safe_load((tmp_path/'p/configs/config.yaml').read_text())
     assert config['labels']==[dict(name='TOX',description='What spreads',positives=['data/raw/zotero_TOX.csv'])] and config['folds']['n_folds']==2
