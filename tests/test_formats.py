@@ -249,3 +249,67 @@ def test_xml_is_never_expanded(tmp_path):
                 z.writestr(n, xml)
         df = reads(tmp_path/name)
         assert df is None or all(len(s)<20 and 'root' not in s for s in df.title)
+
+
+# commands
+
+@pytest.fixture
+def ipbes(tmp_path, monkeypatch, capsys):
+    "A function that runs a command in this process: exit code, output, error output."
+    import sys
+    from ipbes_classifier.cli import main
+    monkeypatch.setenv('IPBES_ENV','')
+    monkeypatch.chdir(tmp_path)
+    def run(*args):
+        monkeypatch.setattr(sys, 'argv', ['ipbes',*map(str,args)])
+        try: main()
+        except SystemExit as e: return (e.code or 0,*capsys.readouterr())
+        return (0,*capsys.readouterr())
+    return run
+
+
+def test_ipbes_records_says_what_it_read(shapes, ipbes):
+    code,out,err = ipbes('records', 'zotero.ris', 'savedrecs_tab.txt', '-o', 'both.xlsx', '--layout', 'zotero')
+    assert (code,out)==(0,'3 records: both.xlsx\n') and err=='1 record of RIS: zotero.ris\n2 records of tab-separated text: savedrecs_tab.txt\n'
+    assert tables.read_header('both.xlsx')[:3]==['Key','Item Type','Publication Year'] and read_records('both.xlsx').doi.tolist()==['10.1234/abc']*2+['']
+    assert ipbes('records', 'both.xlsx', '-o', 'both.csv')[0]==0 and Path('both.csv').read_text().startswith('"Key","Item Type"')
+    assert ipbes('records', 'zotero.csv', '-o', 'plain.csv', '--layout', 'records')[0]==0 and Path('plain.csv').read_text().startswith('"id","doi","title"')
+
+
+@pytest.mark.parametrize('args,says', [
+    (['zotero.ris','-o','zotero.ris'], 'would be written over'), (['zotero.ris','-o','a.doc'], "unknown suffix '.doc'"), (['zotero.ris','-o','a.csv','-l','endnote'], "unknown layout 'endnote'; known are zotero"),
+    (['zotero.ris','-o','a.bib','-l','zotero'], 'a layout is for tables'), (['nowhere.ris','-o','a.csv'], 'nowhere.ris: no such file'), (['.','-o','a.csv'], 'would stand in the folder'),
+    (['labels.csv','-o','a.ris'], "included is 'maybe'"), (['long.csv','-o','a.xlsx'], 'Excel at most 32,767')])
+def test_ipbes_records_refuses_in_one_sentence(shapes, ipbes, args, says):
+    Path('labels.csv').write_text('title,included\na,maybe\n')
+    Path('long.csv').write_text('title,abstract\na,'+'b'*40_000+'\n')
+    before = {p.name:p.read_bytes() for p in shapes.iterdir() if p.is_file()}
+    code,out,err = ipbes('records',*args)
+    lines = [l for l in err.splitlines() if l.startswith('ipbes: ')]
+    assert code==1 and not out and len(lines)==1 and says in lines[0], err
+    assert {p.name:p.read_bytes() for p in shapes.iterdir() if p.is_file()}==before
+
+
+def test_an_old_encoding_is_read_and_said(shapes, ipbes):
+    Path('old.ris').write_bytes('TY  - JOUR\nTI  - Vögel Åland\nER  - \n'.encode('cp1252'))
+    code,out,err = ipbes('records', 'old.ris', '-o', 'new.csv')
+    assert code==0 and err.count('it is read as cp1252')==1 and read_records('new.csv').title.tolist()==['Vögel Åland']
+
+
+def test_a_bucket_is_read_like_a_file(shapes, ipbes, monkeypatch):
+    "Works in an S3 bucket, by the function and through preprocess; the server is moto's on this machine."
+    server = pytest.importorskip('moto.server').ThreadedMotoServer(ip_address='127.0.0.1', port=0, verbose=False)
+    server.start()
+    try:
+        host,port = server.get_host_and_port()
+        for k,v in dict(AWS_ENDPOINT_URL=f'http://{host}:{port}', AWS_ACCESS_KEY_ID='a', AWS_SECRET_ACCESS_KEY='b', AWS_DEFAULT_REGION='us-east-1').items(): monkeypatch.setenv(k,v)
+        from pyarrow.fs import S3FileSystem
+        fs = S3FileSystem(endpoint_override=f'{host}:{port}', scheme='http', access_key='a', secret_key='b', allow_bucket_creation=True)
+        fs.create_dir('lake')
+        with fs.open_output_stream('lake/data/works/updated_date=2026-01-01/part_0000.gz', compression=None) as f: f.write(gzip.compress(SHAPES['works.jsonl'].encode()))
+        assert read_records('s3://lake/data/works').id.tolist()==['W1']
+        assert ipbes('records', 's3://lake/data', '-o', 'works.ris')[0]==0 and read_records('works.ris').title.tolist()==['Ants of islands']
+        code,out,err = ipbes('preprocess', '--positives', 'A=zotero.ris', '--corpus', 's3://lake/data/works', '-o', 'data.csv', 'labels=[{name: A, description: ants}]', 'data.keep_title_only=true')
+        assert code==0, err
+        assert read_records('data.csv', labels=['A']).A.tolist()==[1]
+    finally: server.stop()
