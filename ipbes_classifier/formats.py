@@ -94,7 +94,7 @@ def open_text(
 
 # %% ../nbs/05_formats.ipynb #2638d666
 _HEADS = dict( # how the first line of a format looks
-    ris=r'TY {0,4}-( |$)', nbib=r'PMID ?- ', wos=r'(FN|VR|PT) \S', bibtex=r'@[A-Za-z]+\s*[{(]')
+    ris=r'([Tt][Yy] {0,4}-|[A-Z][A-Z0-9]  -)( |$)', nbib=r'PMID ?- ', wos=r'(FN|VR|PT) \S', bibtex=r'@[A-Za-z]+\s*[{(]')
 _NO_RECORDS = {b'%PDF':'a PDF', b'\xd0\xcf\x11\xe0':'an old Excel workbook (.xls)', b'<':'a web page or XML', b'[':'JSON', b'{':'JSON', b'{\\rtf':'a text document (.rtf)'}
 _TABLES = {'.csv':'csv', '.tsv':'tsv', '.tab':'tsv'}
 
