@@ -15,6 +15,7 @@ import os
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
 from functools import lru_cache
 from importlib import import_module
@@ -387,18 +388,26 @@ def _wrong_encoding(path):
     return ValueError(f"{path} is not UTF-8")
 
 # %% ../nbs/10_records.ipynb #02387d67
-def _parquet_frames(path, size, keep_all=False):
-    "Frames of at most `size` rows of one parquet file; OpenAlex's own has the words of abstracts with their places."
-    import pyarrow as pa, pyarrow.parquet as pq
-    try:
-        with pq.ParquetFile(path) as f:
-            header = f.schema_arrow.names
-            if 'abstract_inverted_index' in header: return (yield from openalex_json.frames(path, size, original=keep_all))
-            _check_header(header, path)
-            columns = None if keep_all else list(_mapping(header))+(['Extra','Url'] if _ZOTERO<=set(header) else [])
-            for batch in f.iter_batches(size, columns=columns): yield batch.to_pandas()
+@contextmanager
+def _parquet_errors(path):
+    "What the library says of a damaged file, as `ValueError` with its name."
+    import pyarrow as pa
+    try: yield
     except PermissionError: raise
     except (pa.ArrowException,OSError,UnicodeDecodeError) as e: raise ValueError(f"{path} is not a parquet file, or a damaged one: {' '.join(str(e).split())}") from e
+
+# %% ../nbs/10_records.ipynb #0773628a
+def _parquet_frames(path, size, keep_all=False):
+    "Frames of at most `size` rows of one parquet file; OpenAlex's own has the words of abstracts with their places."
+    import pyarrow.parquet as pq
+    with _parquet_errors(path), pq.ParquetFile(path) as f:
+        header = f.schema_arrow.names
+        if 'abstract_inverted_index' in header: return (yield from openalex_json.frames(path, size, original=keep_all))
+        _check_header(header, path)
+        columns = None if keep_all else list(_mapping(header))+(['Extra','Url'] if _ZOTERO<=set(header) else [])
+        for batch in f.iter_batches(size, columns=columns):
+            batch.validate(full=True)
+            yield batch.to_pandas()
 
 # %% ../nbs/10_records.ipynb #a4940054
 def _file_frames(path, size, keep_all=False):
@@ -494,7 +503,7 @@ def _header(path):
     if (name := sniff(f))=='xlsx': return [c for c in tables.read_header(f) if c.strip()]
     if name!='parquet': return [c for c in _csv_header(f)[0] if c.strip()]
     import pyarrow.parquet as pq
-    return pq.read_schema(f).names
+    with _parquet_errors(path): return pq.read_schema(f).names
 
 # %% ../nbs/10_records.ipynb #afbeeeed
 def parse_labels(
