@@ -1,6 +1,8 @@
 """RIS and BibTeX: dialects of other programs, damaged files, random records and random bytes."""
 import json
 import re
+import subprocess
+import sys
 import time
 import warnings
 
@@ -383,3 +385,27 @@ def test_time_is_bounded(tmp_path, suffix, text):
     try: again(tmp_path, suffix, of_text(tmp_path, suffix, text))
     except ValueError as e: assert f'file.{suffix}' in str(e)
     assert time.process_time()-start<20
+
+
+MEASURE = '''
+import resource, sys, time
+from importlib import import_module
+module = import_module('ipbes_classifier.'+sys.argv[1])
+start = time.process_time()
+n = module.write((f.assign(toads_score=0.5) for f in module.frames(sys.argv[2])), sys.argv[2]+'.out')
+print(n, time.process_time()-start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024)
+'''
+ONE = {'ris': 'TY  - JOUR\nID  - {i}\nTI  - {title}\n'+'AU  - Toad, A.\n'*5+'AB  - {abstract}\nPY  - 2019\nT2  - Waters\n'+'KW  - amphibians\n'*6+'DO  - 10.1234/t.{i}\nXX  - unknown\nN1  - a remark\nER  - \n\n',
+       'bibtex': '@article{{key{i},\n title = {{{{{title}}}}},\n author = {{Toad, {{\\"O}}zg{{\\"u}}r and Frog, B.}},\n abstract = {{{abstract} 50\\% $\\alpha$}},\n year = 2019,\n journal = {{Waters}},\n'
+                 ' keywords = {{amphibians, rivers}},\n doi = {{10.1234/t.{i}}},\n other = {{kept}}\n}}\n\n'}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize('name,seconds', [('ris',60),('bibtex',150)])
+def test_eighty_thousand_records(tmp_path, name, seconds):
+    words = [''.join(chr(97+(i*7+j*5)%26) for j in range(3+i%8)) for i in range(997)]
+    text = lambda i,n: ' '.join(words[(i*31+j*j)%997] for j in range(n))
+    with open(tmp_path/'big','w') as f:
+        for i in range(80_000): f.write(ONE[name].format(i=i, title=text(i,14), abstract=text(i,220)))
+    n,took,memory = map(float, subprocess.run([sys.executable,'-c',MEASURE,name,str(tmp_path/'big')], capture_output=True, text=True, check=True).stdout.split())
+    assert n==80_000 and took<seconds and memory<2048
