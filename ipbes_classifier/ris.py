@@ -382,7 +382,7 @@ def write_record(
     old,said = _columns(found),_notes_of(found.get('notes',()))
     changes = {c: v for c in COLUMNS if _values(c, v := row.get(c,'')) and not same(c,old[c],v)}
     if old['item_type']=='' or not re.fullmatch('[A-Z]{2,8}', changes.get('item_type','')): changes.pop('item_type',None)
-    news = {'included' if c=='asreview_label' else c: _note(c,v) for c in notes if (v := row.get(c,'')) and not same(c,said.get(c,''),v)}
+    news = {'included' if c=='asreview_label' else c: _note(c,v) for c in notes if one_line(v := row.get(c,'')) and not same(c,said.get(c,''),v)}
     if not changes and not news and record.end<len(record.lines): return row['original']
     return _edit(_edit_notes(record, news), changes)
 
