@@ -178,7 +178,7 @@ def _here(path:Path)->Path:
 # %% ../nbs/90_cli.ipynb #e5eb19f7
 fetch = typer.Typer(help='Fetch records from a service: a library, a search, a published data set (network).', no_args_is_help=True, rich_markup_mode=None,
                     context_settings=dict(help_option_names=['-h','--help']))
-app.add_typer(fetch, name='fetch')
+app.add_typer(fetch, name='fetch', short_help='Fetch a Zotero group, works of OpenAlex, published data (network).')
 
 # %% ../nbs/90_cli.ipynb #67ddcae1
 @fetch.command('zotero')
