@@ -8,7 +8,6 @@ __all__ = ['INCLUDED', 'LAYOUTS', 'Layout', 'find_layout', 'to_layout', 'check_w
 
 # %% ../nbs/05c_tables.ipynb #ab1cf03b
 import datetime
-import io
 import os
 import re
 import struct
@@ -126,25 +125,41 @@ def _number(letters:bytes)->int:
     return n
 
 # %% ../nbs/05c_tables.ipynb #85044d41
+def _corner_of(blocks:Iterator[bytes])->_Corner:
+    "The last row and column of a sheet whose XML comes in blocks, which may cut a tag in two."
+    corner,rest = _Corner(),b''
+    for b in blocks:
+        xml = rest+b
+        cut = max(xml.rfind(b'<'),0)
+        corner.see(xml[:cut])
+        rest = xml[cut:][-4096:]
+    corner.see(rest)
+    return corner
+
+# %% ../nbs/05c_tables.ipynb #a5459523
 def check_workbook(
     path:str|os.PathLike, # an .xlsx file
 )->None:
     "`ValueError` for a workbook that would fill the memory, or a damaged one."
     total = 0
-    try:
-        with zipfile.ZipFile(path) as z:
-            for name,blocks in _parts(z,path):
-                corner,tail = _Corner(),b''
-                for b in blocks:
-                    total += len(b)
-                    if total>_MOST_BYTES: raise ValueError(f"{path} unpacks to more than {_MOST_BYTES>>20} MB; save so large a table as CSV UTF-8")
-                    if not name.startswith('xl/worksheets/'): continue
-                    cut = (tail+b).rfind(b'<')
-                    corner.see((tail+b)[:max(cut,0)])
-                    tail = (tail+b)[max(cut,0):][-4096:]
-                corner.see(tail)
-                if corner.rows*corner.cols>_MOST_CELLS: raise ValueError(f"{path}: {name} has a cell in row {corner.rows:,}, column {corner.cols:,}, far from the others; delete what stands there, or save the table as CSV UTF-8")
-    except (zipfile.BadZipFile,zlib.error,EOFError,struct.error,NotImplementedError) as e: raise ValueError(f"{path} is a damaged workbook: {e}. Open it in Excel and save it again, or as CSV UTF-8.") from e
+    def counted(blocks:Iterator[bytes])->Iterator[bytes]:
+        nonlocal total
+        for b in blocks:
+            total += len(b)
+            if total>_MOST_BYTES: raise ValueError(f"{path} unpacks to more than {_MOST_BYTES>>20} MB; save so large a table as CSV UTF-8")
+            yield b
+    with _archive_errors(path), zipfile.ZipFile(path) as z:
+        for name,blocks in _parts(z,path):
+            sheet = name.startswith('xl/worksheets/')
+            corner = _corner_of(counted(blocks) if sheet else (b'' for _ in counted(blocks)))
+            if corner.rows*corner.cols>_MOST_CELLS: raise ValueError(f"{path}: {name} has a cell in row {corner.rows:,}, column {corner.cols:,}, far from the others; delete what stands there, or save the table as CSV UTF-8")
+
+@contextmanager
+def _archive_errors(path:str|os.PathLike)->Iterator[None]:
+    "What is wrong with an archive, as `ValueError` with its name."
+    try: yield
+    except (zipfile.BadZipFile,zlib.error,EOFError,struct.error,NotImplementedError) as e:
+        raise ValueError(f"{path} is a damaged workbook: {e}. Open it in Excel and save it again, or as CSV UTF-8.") from e
 
 # %% ../nbs/05c_tables.ipynb #2fe84360
 def _text(v:Any)->str:
@@ -213,7 +228,7 @@ class SheetWriter:
         import xlsxwriter
         self._name,self._n = name or path,0
         self._book = xlsxwriter.Workbook(os.fspath(path), dict(constant_memory=True, strings_to_formulas=False, strings_to_urls=False, strings_to_numbers=False))
-        self._book.set_properties(dict(created=datetime.datetime(2000,1,1)))
+        self._book.set_properties(dict(created=datetime.datetime(2000,1,1,tzinfo=datetime.UTC)))
         self._sheet = self._book.add_worksheet('records')
 
     def write(self, df:pd.DataFrame)->None:
