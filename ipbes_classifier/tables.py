@@ -187,9 +187,9 @@ def _rows(path:str|os.PathLike)->Iterator[list[str]]:
     check_workbook(path)
     with _workbook_errors(path), CalamineWorkbook.from_path(os.fspath(path)) as book:
         if not book.sheet_names: raise ValueError(f"{path} has no sheet")
-        for name in sorted(book.sheet_names, key=lambda n: not _has_title(book.get_sheet_by_name(n)))[:1]:
-            for row in book.get_sheet_by_name(name).iter_rows():
-                if any(texts := list(map(_text,row))): yield texts
+        name = next((n for n in book.sheet_names if _has_title(book.get_sheet_by_name(n))), book.sheet_names[0])
+        for row in book.get_sheet_by_name(name).iter_rows():
+            if any(texts := list(map(_text,row))): yield texts
 
 def _has_title(sheet:Any)->bool:
     "Is there a column of titles in the first row?"
@@ -201,7 +201,11 @@ def read_header(
     path:str|os.PathLike, # an .xlsx file
 )->list[str]:             # its columns, '' for one without a name
     "The header of a workbook; errors as of `frames`."
-    header = next(_rows(path), None)
+    return _header(_rows(path), path)
+
+def _header(rows:Iterator[list[str]], path:str|os.PathLike)->list[str]:
+    "The first of some rows."
+    header = next(rows, None)
     if header is None: raise ValueError(f"{path} is empty; a file of records starts with a header that names its columns")
     return header
 
@@ -212,9 +216,9 @@ def frames(
     check:Callable[[list[str],Any],None]|None=None, # told header and path before any row is used
 )->Iterator[pd.DataFrame]: # columns of strings, '' where a cell is empty; columns without a name are left out
     "Read a workbook; `ValueError` names the file if it is damaged, empty, locked, or would fill the memory."
-    header = read_header(path)
+    rows = _rows(path)
+    header = _header(rows,path)
     if check: check(header,path)
-    rows = islice(_rows(path), 1, None)
     while part := list(islice(rows,size)):
         df = pd.DataFrame(part, columns=range(len(header)), dtype='str')
         yield df[[i for i,c in enumerate(header) if c.strip()]].set_axis([c for c in header if c.strip()], axis=1)
