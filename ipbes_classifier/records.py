@@ -533,12 +533,18 @@ def _csv_options(path):
 def _as_read(df, target=''):
     "Records without the columns `..._as_read`; their values stand where nobody changed what came of them. Types have the names of `target`, a layout or suffix."
     if target in ('zotero','.ris','.bib'): df = df.drop(columns='item_type_as_read',errors='ignore')
+    if target=='zotero' and 'doi_as_read' in df: df = df.assign(doi=_found_elsewhere(df))
     for f,bring in _BROUGHT.items():
         if (c := f'{f}_as_read') not in df: continue
         old,new = _strings(df[c]),_strings(df[f]) if f in df else ['']*len(df)
         df = df.drop(columns=c).assign(**{f: pd.Series([o if f=='source' and not o or bring(o)==n else n for o,n in zip(old,new)], index=df.index, dtype='str')})
     if 'item_type' not in df or target not in _TYPE_NAMES: return df
     return df.assign(item_type=pd.Series([_type_name(s,_TYPE_NAMES[target]) for s in _strings(df.item_type)], index=df.index, dtype='str'))
+
+def _found_elsewhere(df):
+    "DOIs without those that reading took from `Extra` or the address, where they still stand."
+    places = [_strings(df[c]) for c in ('Extra','url') if c in df]
+    return pd.Series(['' if not o and d in map(normalise_doi,x) else d for d,o,*x in zip(_strings(df.doi),_strings(df.doi_as_read),*places)], index=df.index, dtype='str')
 
 _WOS = dict(journalArticle='Article', conferencePaper='Proceedings Paper', book='Book', bookSection='Book Chapter', dataset='Data Set', preprint='Preprint')
 _TYPE_NAMES = {'wos':_WOS, '.txt':_WOS, 'scopus':_WOS|dict(conferencePaper='Conference paper', bookSection='Book chapter', dataset='Data paper')}
