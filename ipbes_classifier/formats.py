@@ -125,6 +125,7 @@ def _refused(path:str|os.PathLike, what:str)->ValueError:
 def _text_format(path:str|os.PathLike, text:str, suffix:str)->str:
     "The format of text from its first lines."
     lines = [l for l in re.split(r'[\r\n]+',text) if l.strip()]
+    if not lines: raise _refused(path, 'a file without letters')
     for l in lines[:1] if suffix in _TABLES else lines[:100]:
         for name,head in _HEADS.items():
             if re.match(head, l.lstrip() if name in ('ris','bibtex') else l): return name

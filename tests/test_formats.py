@@ -197,7 +197,7 @@ def reads(path):
     return df
 
 
-STARTS = [b'',b'TY  - ',b'TY  - JOUR\nTI  - ',b'@article{',b'@article{a,\n title = {',b'FN x\nVR 1.0\nPT J\nTI ',b'PMID- 1\nTI  - ',b'{"id": "https://openalex.org/W1", ',b'PT\tTI\tUT\n',b'title,abstract\n',b'title\tabstract\n',
+STARTS = [b'',b'\x1f\x1c',b'TY  - ',b'TY  - JOUR\nTI  - ',b'@article{',b'@article{a,\n title = {',b'FN x\nVR 1.0\nPT J\nTI ',b'PMID- 1\nTI  - ',b'{"id": "https://openalex.org/W1", ',b'PT\tTI\tUT\n',b'title,abstract\n',b'title\tabstract\n',
           b'PK\x03\x04',b'PAR1',b'\x1f\x8b\x08\x00',b'\xff\xfe',b'\xef\xbb\xbf',b'Authors,Title,Source title,EID\n',b'"title","']
 
 
