@@ -1,6 +1,7 @@
 "What several test modules share: the project's root, the real data if there is any, and quiet, offline libraries."
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # tests run without a screen and never reach out for a model; threads of tokenizers do not survive a fork
 for name,value in dict(MPLBACKEND='Agg', HF_HUB_OFFLINE='1', TOKENIZERS_PARALLELISM='false').items(): os.environ.setdefault(name,value)
+
+# who starts the tests in the background of a shell gives them a deaf ear to Ctrl-C, which processes of the tests would inherit
+if signal.getsignal(signal.SIGINT)==signal.SIG_IGN: signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # a page runs in nbs/, where a relative path would mean another folder
 if os.environ.get('IPBES_REAL_DATA'): os.environ['IPBES_REAL_DATA'] = str(Path(os.environ['IPBES_REAL_DATA']).resolve())
