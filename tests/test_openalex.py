@@ -481,6 +481,39 @@ def test_without_a_key_it_is_tried_and_said(server, tmp_path, code):
     assert not (tmp_path/'other').exists() and server.asked[-1].get('Authorization') is None
 
 
+def test_a_403_that_counts_asks_to_slow_down(server, calm, tmp_path):
+    server.moods += [says(403, dict(error='Rate limit exceeded'), x_ratelimit_remaining='900'), None, says(403, '', Retry_After='0.05'), says(403, '', x_ratelimit_remaining_usd='0.5')]
+    assert fetch(server, tmp_path/'out').complete and files(tmp_path/'out')==files(calm)
+    server.mood = says(403, '', Retry_After='0.05')
+    with pytest.raises(ServiceError, match='answers 403: it asks to slow down$'): fetch(server, tmp_path/'other')
+    server.mood = says(403, dict(error='Rate limit exceeded'), x_ratelimit_remaining='0', x_ratelimit_reset='7200')
+    assert fetch(server, tmp_path/'other').stop=='quota'
+
+
+def test_bought_money_counts_and_so_does_a_stated_price(server, calm, tmp_path):
+    bought = dict(x_ratelimit_remaining='0', x_ratelimit_remaining_usd='0', x_ratelimit_onetime_remaining='900', x_ratelimit_prepaid_remaining_usd='3.5', x_ratelimit_reset='7200')
+    server.moods += [None, says(429, dict(error='Too many requests'), **bought)]
+    assert fetch(server, tmp_path/'out').complete and files(tmp_path/'out')==files(calm)
+    server.mood = says(429, dict(error='Rate limit exceeded'), x_ratelimit_remaining_usd='0.0008', x_ratelimit_cost_required_usd='0.001', x_ratelimit_reset='7200')
+    assert fetch(server, tmp_path/'other').stop=='quota' and len(server.seen)==7
+
+
+def test_no_error_shows_the_key_that_a_server_echoes(server, tmp_path, monkeypatch):
+    monkeypatch.setenv('OPENALEX_API_KEY', KEY)
+    for code in (200,400,401,403,404,413,418,429,500):
+        server.mood = lambda h: h.say(code, dict(error='x', message=f'no: {h.headers["Authorization"]}'), x_echo=KEY, Location=f'/?api_key={KEY}')
+        with pytest.raises(ServiceError) as e: fetch(server, tmp_path/'out', retries=0)
+        assert KEY not in f'{e.value!r} {e.getrepr(style="long")}', code
+    server.mood = lambda h: h.say(429, dict(message=f'Insufficient budget of {KEY}'), x_ratelimit_remaining='0')
+    assert KEY not in repr(fetch(server, tmp_path/'out', retries=0))
+
+
+def test_the_doi_of_a_single_work_leads_nowhere_else(server, tmp_path):
+    server.works.append(work(900, doi='https://doi.org/10.1002/../../a?b#c,d'))
+    done = fetch(server, tmp_path/'out', Query(dois=('10.1002/../../a?b#c,d',)))
+    assert ids(tmp_path/'out')==['W1900'] and done.complete and server.seen[0].startswith('/works/doi:10.1002%2F..%2F..%2Fa%3Fb%23c%2Cd?')
+
+
 # crashes
 
 def test_a_process_that_is_killed_loses_no_page_it_paid_for(server, calm, tmp_path):
