@@ -9,11 +9,16 @@ __all__ = ['ServiceError', 'RequestRefused', 'Answer', 'contact_email', 'service
 # %% ../nbs/11_fetch.ipynb #f341d614
 import http
 import json
+import logging
 import os
 import re
+import socket
 import sqlite3
+import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+import zlib
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -24,7 +29,7 @@ from .config import Api
 
 if TYPE_CHECKING:
     import httpx2
-    from tenacity import RetryCallState
+    from tenacity import RetryCallState, Retrying
 
 # %% ../nbs/11_fetch.ipynb #8a5ae9bd
 _SECONDS = {'':1,'s':1,'m':60,'h':3600}
@@ -73,10 +78,10 @@ def _retry_after(
 
 # %% ../nbs/11_fetch.ipynb #2151f7d8
 class ServiceError(ConnectionError):
-    "A service did not answer as it should; `again` is the least number of seconds after which to ask again, None if that is of no use."
-    def __init__(self, message:str, again:float|None=None) -> None:
+    "A service did not answer as it should; `again`: ask again after so many seconds at least, None if that is of no use; `status`: the number of its answer, if that is why."
+    def __init__(self, message:str, again:float|None=None, status:int|None=None) -> None:
         super().__init__(message)
-        self.again = again
+        self.again,self.status = again,status
 
 class RequestRefused(ServiceError):
     "A service cannot make sense of one request; others may do."
@@ -97,9 +102,9 @@ def _refusal(
     "The error that says whether to ask again. The words of the answer stand nowhere in it: they may repeat what was sent."
     slow_down = r.status_code in (408,429) or r.status_code==403 and 'x-ratelimit-remaining' in r.headers
     words = f'{r.status_code} {http.HTTPStatus(r.status_code).phrase}' if r.status_code in http.HTTPStatus._value2member_map_ else str(r.status_code)
-    if slow_down or r.status_code>=500: return ServiceError(f"{name} answers {words}", _retry_after(r.headers))
-    if r.status_code in (400,413,414,422): return RequestRefused(f"{name} refuses a request: {words}")
-    return ServiceError(f"{name} answers {words}")
+    if slow_down or r.status_code>=500: return ServiceError(f"{name} answers {words}", _retry_after(r.headers), r.status_code)
+    if r.status_code in (400,413,414,422): return RequestRefused(f"{name} refuses a request: {words}", status=r.status_code)
+    return ServiceError(f"{name} answers {words}", status=r.status_code)
 
 # %% ../nbs/11_fetch.ipynb #5e7d58a0
 def _read(
@@ -147,22 +152,140 @@ def _address(
 # %% ../nbs/11_fetch.ipynb #cd838e43
 def _follow(
     client:'httpx2.Client',
-    url:'httpx2.URL',
-    headers:Mapping[str,str],  # not for other hosts
+    request:'httpx2.Request',
     n:int=6,                   # most requests
-)->'httpx2.Response|None':     # None if there is no end to it
-    "Ask, and follow where the answer points."
-    request = client.build_request('GET', url, headers=headers)
+)->'httpx2.Response':          # its body still to be read
+    "Ask, and follow where the answer points; `TooManyRedirects` if there is no end to it."
+    import httpx2
     for _ in range(n):
-        r = client.send(request)
+        r = client.send(request, stream=True)
         if r.next_request is None: return r
+        r.close()
         request = r.next_request
-        if (request.url.scheme,request.url.netloc)!=(url.scheme,url.netloc):
-            for h in headers: request.headers.pop(h,None)
-    return None
+    raise httpx2.TooManyRedirects('no end', request=request)
 
 # %% ../nbs/11_fetch.ipynb #d5744cf0
-class Service:
+def _client(
+    url:str,                     # of the service
+    api:Api,                     # mail address, timeout
+    private:Collection[str]=(),  # names of headers that no other host may see
+    transport:'httpx2.BaseTransport|None'=None, # stands in for the network
+)->'httpx2.Client':
+    "A client that says who asks, and says to other hosts only which program does."
+    import httpx2
+    from ipbes_classifier import __version__
+    agent,mail,ours = f'ipbes_classifier/{__version__}',contact_email(api),httpx2.URL(url)
+    def strip(request:'httpx2.Request')->None:
+        if (request.url.scheme,request.url.netloc)==(ours.scheme,ours.netloc): return
+        for h in private: request.headers.pop(h,None)
+        request.headers['User-Agent'] = agent
+    headers = {'User-Agent':f'{agent} (mailto:{mail})' if mail else agent, 'Accept':'application/json', 'Accept-Encoding':'gzip'}
+    return httpx2.Client(headers=headers, timeout=api.timeout, transport=transport, event_hooks=dict(request=[strip]))
+
+# %% ../nbs/11_fetch.ipynb #82aec3fb
+_MOST = 64*2**20  # bytes of an answer
+
+def _unpack(
+    chunks:Iterable[bytes], # as they come
+    coding:str,             # the header Content-Encoding
+    most:int=_MOST,
+)->Iterator[bytes]:         # of `most` bytes at most, and then perhaps one piece more
+    "The bytes that a packed body stands for, a piece at a time; `ValueError` for a way of packing that was not asked for, `zlib.error` for damage."
+    if coding in ('','identity'): yield from chunks
+    elif coding not in ('gzip','x-gzip'): raise ValueError(f'packed as {ascii(coding)[:40]}, which was not asked for')
+    else:
+        unpacker = zlib.decompressobj(31)
+        for chunk in chunks:
+            while chunk:
+                yield unpacker.decompress(chunk, 2**20)
+                chunk = unpacker.unconsumed_tail
+        if not unpacker.eof: raise zlib.error('it breaks off')
+
+# %% ../nbs/11_fetch.ipynb #ed897ac2
+def _whole(
+    r:'httpx2.Response', # its body still to be read
+    name:str,            # of the service
+    most:int=_MOST,      # bytes
+)->'httpx2.Response':    # with its body
+    "Read an answer to its end; `ServiceError` if it is too long, or packed in a strange way."
+    import httpx2
+    if r.is_stream_consumed: return r
+    body,coding = bytearray(),r.headers.get('content-encoding','').strip().lower()
+    try:
+        for piece in _unpack(r.iter_raw(), coding):
+            body += piece
+            if len(body)>most: raise ServiceError(f"{name} sends more than {most/2**20:g} MiB in one answer; it is refused")
+    except ValueError as e: raise ServiceError(f"{name} sends an answer {e}") from None
+    except zlib.error: raise ServiceError(f"{name} sends an answer that cannot be unpacked", 0.) from None
+    finally: r.close()
+    headers = [(k,v) for k,v in r.headers.multi_items() if k.lower() not in ('content-encoding','content-length','transfer-encoding')]
+    return httpx2.Response(r.status_code, headers=headers, content=bytes(body), request=r.request)
+
+# %% ../nbs/11_fetch.ipynb #a37ba80a
+class _Lines:
+    "The sockets that answers come by, which another thread can end."
+    def __init__(self) -> None: self.open:deque[Any] = deque(maxlen=16)
+
+    def note(self, event:str, told:Mapping[str,Any])->None:
+        "Is called by httpx with what it does."
+        info = getattr(told.get('return_value'), 'get_extra_info', None)
+        if info: self.open.append(info('socket'))
+
+    @contextmanager
+    def within(self,
+        seconds:float,
+        name:str,      # of the service
+    )->Iterator[None]:
+        "End what has not ended in time, and raise a `ServiceError` then."
+        late = threading.Event()
+        def cut()->None:
+            late.set()
+            for line in list(self.open):
+                with suppress(OSError): line.shutdown(socket.SHUT_RDWR)
+        clock = threading.Timer(min(seconds,86400.), cut)
+        clock.daemon = True
+        clock.start()
+        try: yield
+        except ConnectionError: raise
+        except Exception:
+            if not late.is_set(): raise
+        finally: clock.cancel()
+        if late.is_set(): raise ServiceError(f"{name} has not ended its answer in {seconds:g} seconds, ten times `api.timeout`")
+
+# %% ../nbs/11_fetch.ipynb #8bcb24fc
+_log = logging.getLogger(__name__)
+_LONG = 10. # seconds to wait without a word
+
+def _tell_wait(
+    seconds:float,
+    why:object,    # what the service said
+)->None:
+    "Say that there is a wait, if it is long."
+    if seconds>=_LONG: _log.warning('%s; waiting for %s seconds', why, f'{seconds:,.0f}')
+
+# %% ../nbs/11_fetch.ipynb #ef28eebd
+class _Patient:
+    "Asks again after failures that pass."
+    api:Api
+    answered:bool    # has the service answered before?
+    backoff:float    # seconds to wait after the first failure
+
+    def again(self,
+        sleep:Callable[[float],Any]|None=None, # how to wait; None: `time.sleep`
+    )->'Retrying':                             # calls what it is given
+        "What calls a function until it succeeds, as often as the settings allow, and says so before a long wait."
+        from tenacity import Retrying, retry_if_exception
+        def tell(state:'RetryCallState')->None: _tell_wait(self._wait(state), state.outcome.exception() if state.outcome else self)
+        return Retrying(retry=retry_if_exception(self._passes), stop=self._enough, wait=self._wait, sleep=sleep or time.sleep, before_sleep=tell, reraise=True)
+
+    def _passes(self, e:BaseException)->bool: return isinstance(e,ServiceError) and e.again is not None and e.again<=self.api.max_wait
+    def _enough(self, state:'RetryCallState')->bool: return state.attempt_number>(self.api.retries if self.answered else min(self.api.retries,2))
+    def _wait(self, state:'RetryCallState')->float:
+        e = state.outcome.exception() if state.outcome else None
+        return min(max(getattr(e,'again',None) or 0., self.backoff*2**(state.attempt_number-1)), self.api.max_wait)
+
+# %% ../nbs/11_fetch.ipynb #3cf2df92
+class Service(_Patient):
     "A web service, asked no faster than it allows, and again after failures that pass."
     def __init__(self,
         name:str,                  # for messages
@@ -172,13 +295,9 @@ class Service:
         transport:'httpx2.BaseTransport|None'=None, # stands in for the network
         headers:Mapping[str,str]|None=None,         # sent with each request to this service and to no other host: its key
     ) -> None:
-        import httpx2
-        from ipbes_classifier import __version__
         self.name,self.url,self.api,self.backoff,self.next_at,self.answered = name,url.rstrip('/'),api,backoff,0.,False
-        self._headers = dict(headers or {})
-        mail = contact_email(api)
-        agent = f'ipbes_classifier/{__version__}'+(f' (mailto:{mail})' if mail else '')
-        self.client = httpx2.Client(headers={'User-Agent':agent,'Accept':'application/json'}, timeout=api.timeout, transport=transport)
+        self._headers,self._lines = dict(headers or {}),_Lines()
+        self.client = _client(self.url, api, self._headers, transport)
 
     def __repr__(self)->str: return f'{self.name} at {self.url}'
 
@@ -189,10 +308,8 @@ class Service:
         **params:Any,                       # of the query
     )->Answer:
         "Ask, and ask again after failures that pass; `ServiceError` when that does not help, `ValueError` for an address elsewhere."
-        from tenacity import Retrying, retry_if_exception
-        again = Retrying(retry=retry_if_exception(self._passes), stop=self._enough, wait=self._wait, sleep=time.sleep, reraise=True)
         sent = self._headers|(dict(Accept='*/*')|{'Accept-Encoding':'identity'} if raw else {})|dict(headers or {})
-        return again(self._once, _address(self.url,path), params, sent, raw)
+        return self.again()(self._once, _address(self.url,path), params, sent, raw)
 
     def get(self,
         path:str,     # below the service's address, quoted
@@ -204,6 +321,7 @@ class Service:
     def _once(self, address:str, params:dict, headers:dict[str,str], raw:bool)->Answer:
         wait = max(0., self.next_at-time.monotonic())
         if wait>self.api.max_wait: raise ServiceError(f"{self} allows no further request sooner than `api.max_wait`", wait)
+        _tell_wait(wait, f'{self} asks for a pause after each answer')
         time.sleep(wait)
         started = time.monotonic()
         r = self._send(address, params, headers)
@@ -215,16 +333,10 @@ class Service:
         import httpx2
         try:
             url = httpx2.URL(address)
-            r = _follow(self.client, url.copy_merge_params(params) if params else url, headers)
+            request = self.client.build_request('GET', url.copy_merge_params(params) if params else url, headers=headers, extensions=dict(trace=self._lines.note))
+            with self._lines.within(10*self.api.timeout, repr(self)): return _whole(_follow(self.client,request), repr(self))
+        except httpx2.TooManyRedirects: raise ServiceError(f"{self} sends from one address to the next without end") from None
         except (httpx2.RequestError,httpx2.InvalidURL) as e: raise ServiceError(f"{self} does not answer ({type(e).__name__})", 0.) from None
-        if r is None: raise ServiceError(f"{self} sends from one address to the next without end")
-        return r
-
-    def _passes(self, e:BaseException)->bool: return isinstance(e,ServiceError) and e.again is not None and e.again<=self.api.max_wait
-    def _enough(self, state:'RetryCallState')->bool: return state.attempt_number>(self.api.retries if self.answered else min(self.api.retries,2))
-    def _wait(self, state:'RetryCallState')->float:
-        e = state.outcome.exception() if state.outcome else None
-        return min(max(getattr(e,'again',None) or 0., self.backoff*2**(state.attempt_number-1)), self.api.max_wait)
 
 # %% ../nbs/11_fetch.ipynb #677bd673
 class Cache:
@@ -292,7 +404,7 @@ def _ask(
     except RequestRefused:
         if half := len(dois)//2: return _ask(source,dois[:half])|_ask(source,dois[half:])
         try: source.ping()
-        except RequestRefused as e: raise ServiceError(f"{e}, and so it does whatever is asked") from None
+        except RequestRefused as e: raise ServiceError(f"{e}, and so it does whatever is asked", status=e.status) from None
         return {}
     return {d:items.get(d) for d in dois}
 
@@ -343,7 +455,7 @@ class CachedSource:
         "Ask for a batch and keep the answers."
         try: answers = {k:v for group in _alone(batch,self.separators) for k,v in _ask(self,group).items()}
         except ServiceError as e:
-            raise ServiceError(f"{e}{_when(e)}; {self.n_new:,} answers came before and are kept in {self.cache.path}, the same command goes on from there{self.hint(e)}", e.again) from e
+            raise ServiceError(f"{e}{_when(e)}; {self.n_new:,} answers came before and are kept in {self.cache.path}, the same command goes on from there{self.hint(e)}", e.again, e.status) from e
         self.cache.write(self.key, answers)
         self.n_new += len(answers)
         return answers

@@ -7,6 +7,9 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
+import zlib
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -20,7 +23,7 @@ from typer.testing import CliRunner
 from ipbes_classifier.cli import app
 from ipbes_classifier.config import Api, load_config
 from ipbes_classifier.crossref import Crossref, crossref_work
-from ipbes_classifier.fetch import Cache, ServiceError, Work
+from ipbes_classifier.fetch import Cache, Service, ServiceError, Work
 from ipbes_classifier.fill import count_gaps, fill_missing, gap_table
 from ipbes_classifier.preprocess import preprocess
 from ipbes_classifier.project import preprocess_project
@@ -367,3 +370,89 @@ def test_no_network_is_one_sentence(tmp_path):
         r = subprocess.run([*IPBES,'preprocess','-fm'], capture_output=True, **kw)
     assert r.returncode==1 and r.stdout=='' and len(r.stderr.strip().splitlines())==1 and 'does not answer (ConnectError)' in r.stderr
     assert [p.name for p in (tmp_path/'p/data').iterdir()]==['fetched']
+
+
+def drips(head:bool):
+    "One byte each tenth of a second, without end, of the head or of the body."
+    def mood(h):
+        start = b'HTTP/1.1 200 OK\r\n' if head else b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 100000\r\n\r\n{"a":"'
+        with suppress(OSError):
+            h.wfile.write(start)
+            for _ in range(300):
+                time.sleep(0.1)
+                h.wfile.write(b'X')
+        h.close_connection = True
+        return True
+    return mood
+
+
+@pytest.mark.parametrize('head', [True,False], ids=['head','body'])
+def test_an_answer_that_drips_is_cut_off(crossref, head):
+    crossref.mood = drips(head)
+    start = time.monotonic()
+    service = Service('A service', crossref.url, Api(timeout=0.2), backoff=0.01)
+    with pytest.raises(ServiceError, match='has not ended its answer in 2 seconds'): service.get('/works/1')
+    assert time.monotonic()-start<6 and len(crossref.seen)==1, 'ten times the timeout, and it is not asked again'
+    crossref.mood = None
+    assert service.get(f'/works/{DOIS[0].replace("/","%2F")}')['message']['DOI'].lower()==DOIS[0], 'the service is still of use'
+
+
+BOMBS = dict(gzip=zlib.compress(bytes(200*2**20), 9, 31), twice=zlib.compress(zlib.compress(bytes(200*2**20), 9, 31), 9, 31))
+
+
+@pytest.mark.parametrize('body, coding, words', [
+    (BOMBS['gzip'],'gzip','more than 64 MiB'), (b' '*(65*2**20),'identity','more than 64 MiB'), (BOMBS['twice'],'gzip, gzip','was not asked for'), (b'x','br','was not asked for'),
+    (b'nothing packed','gzip','cannot be unpacked')], ids='gzip plain twice brotli damaged'.split())
+def test_an_answer_that_would_fill_the_memory_is_refused(crossref, body, coding, words):
+    crossref.mood = says(200, body, **{'Content-Encoding':coding})
+    tracemalloc.start()
+    with pytest.raises(ServiceError, match=words) as e: Service('A service', crossref.url, Api(retries=1), backoff=0.01).get('/works/1')
+    assert tracemalloc.get_traced_memory()[1]<250*2**20 and e.value.again==(0 if coding=='gzip' and body==b'nothing packed' else None)
+    tracemalloc.stop()
+    crossref.mood = says(200, zlib.compress(b'{"a":1}', 9, 31), **{'Content-Encoding':'gzip'})
+    assert Service('A service', crossref.url, Api()).get('/works/1')==dict(a=1)
+
+
+def test_a_redirect_with_a_bomb_is_followed_without_it(crossref):
+    crossref.moods += [says(302, BOMBS['gzip'], **{'Content-Encoding':'gzip','Location':f'/works/{DOIS[0].replace("/","%2F")}'})]
+    assert Service('A service', crossref.url, Api()).get('/works/1')['message']['DOI'].lower()==DOIS[0] and len(crossref.seen)==2
+
+
+def test_another_host_learns_neither_key_nor_mail_address(crossref):
+    with serving(lambda h: h.say(200, dict(here=h.headers.get('X-Key')))) as other:
+        crossref.mood = says(302, Location=f'{other.url}/works/1')
+        service = Service('A service', crossref.url, Api(email=MAIL), headers={'X-Key':'secret'})
+        assert service.get('/works/1')==dict(here=None)
+    assert crossref.asked[0]['X-Key']=='secret' and MAIL in crossref.agents[0]
+    assert MAIL not in str(other.asked) and 'secret' not in str(other.asked) and other.agents[0].startswith('ipbes_classifier/')
+
+
+def test_a_long_wait_is_told_and_a_short_one_is_not(crossref, monkeypatch, caplog):
+    slept = []
+    monkeypatch.setattr(time, 'sleep', slept.append)
+    service = Service('Crossref', crossref.url, Api(), backoff=0.01)
+    crossref.moods += [says(429, Retry_After='2'),says(503, Retry_After='120')]
+    service.get('/works', filter=f'doi:{DOIS[0]}', select='DOI')
+    told = f'Crossref at {crossref.url} answers 503 Service Unavailable; waiting for 120 seconds'
+    assert [x for x in slept if x]==[2,120]
+    assert [r.message for r in caplog.records if r.name=='ipbes_classifier.fetch']==[told]
+    crossref.headers = {'x-rate-limit-limit':'1','x-rate-limit-interval':'60s'}
+    for _ in range(2): service.get('/works', filter=f'doi:{DOIS[0]}', select='DOI')
+    assert 'asks for a pause after each answer; waiting for 60 seconds' in caplog.records[-1].message
+
+
+def test_a_long_wait_is_told_on_stderr(crossref, tmp_path):
+    crossref.mood = says(503, Retry_After='12')
+    code = f'import time; time.sleep = print; from ipbes_classifier.fetch import *; from ipbes_classifier.config import Api; Service("Crossref","{crossref.url}",Api(retries=1)).get("/works/1")'
+    r = subprocess.run([sys.executable,'-c',code], capture_output=True, text=True, cwd=tmp_path)
+    assert r.stderr.splitlines()[0]==f'Crossref at {crossref.url} answers 503 Service Unavailable; waiting for 12 seconds'
+
+
+def test_an_error_knows_its_status(crossref, tmp_path):
+    for code in (401,403,429,500,503):
+        crossref.mood = says(code)
+        with pytest.raises(ServiceError) as e: source(crossref,tmp_path,retries=0).works(DOIS[:1])
+        assert e.value.status==code
+    crossref.mood = resets
+    with pytest.raises(ServiceError) as e: source(crossref,tmp_path,retries=0).works(DOIS[:1])
+    assert e.value.status is None
