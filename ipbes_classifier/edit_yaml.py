@@ -6,31 +6,50 @@
 __all__ = ['set_key']
 
 # %% ../nbs/00c_edit_yaml.ipynb #6273c063
+import re
 from typing import Any
 
 import yaml
 
 # %% ../nbs/00c_edit_yaml.ipynb #85723201
-def _value_end(node:yaml.Node)->int:
+def _value_end(node:yaml.Node, text:str)->int:
     "Where the text of a value ends; the mark of a block stands at whatever follows it."
     if isinstance(node,yaml.CollectionNode) and not node.flow_style and node.value:
         last = node.value[-1]
-        return _value_end(last[1] if isinstance(last,tuple) else last)
-    return node.end_mark.index
+        return _pair_end(last, text) if isinstance(last,tuple) else _value_end(last, text)
+    end = node.end_mark.index
+    if not (isinstance(node,yaml.ScalarNode) and node.style in ('|','>')): return end
+    keeps_blanks = '+' in text[node.start_mark.index:end].split('\n',1)[0].split('#')[0]
+    return len(text[:end].removesuffix('\n') if keeps_blanks else text[:end].rstrip())
+
+def _pair_end(pair:tuple[yaml.Node,yaml.Node], text:str)->int:
+    "Where the value of a key ends; that of an alias stands where its anchor is."
+    alias = re.compile(r'\s*:\s*\*[\w-]+').match(text, pair[0].end_mark.index)
+    return alias.end() if alias else _value_end(pair[1], text)
 
 # %% ../nbs/00c_edit_yaml.ipynb #43270af5
 def _find(node:yaml.Node, parts:list[str])->tuple[list[str],yaml.MappingNode,tuple[yaml.Node,yaml.Node]|None]:
     "How far a dotted key leads: the rest of it, the mapping in which the rest would stand, and the key and value if they are there."
     if not isinstance(node,yaml.MappingNode): raise ValueError(f"`{parts[0]}` should stand in a section of `key: value` lines, and there is {node.value!r}")
-    pair = next((p for p in node.value if p[0].value==parts[0]), None)
+    pair = next((p for p in reversed(node.value) if p[0].value==parts[0]), None)   # of two, YAML takes the last
     if pair is None or len(parts)==1 or isinstance(pair[1],yaml.ScalarNode) and pair[1].tag.endswith(':null'): return parts,node,pair
     return _find(pair[1], parts[1:])
 
 # %% ../nbs/00c_edit_yaml.ipynb #e0f731f7
+class _OneLine(yaml.SafeDumper):
+    "Writes no anchors, and text of several lines in double quotes."
+    def ignore_aliases(self, data:Any)->bool: return True
+
+def _text(dumper:yaml.SafeDumper, s:str)->yaml.ScalarNode:
+    return dumper.represent_scalar('tag:yaml.org,2002:str', s, style='"' if len(s.splitlines())>1 or s.endswith('\n') else None)
+
+_OneLine.add_representer(str, _text)
+
+# %% ../nbs/00c_edit_yaml.ipynb #8f96a044
 def _flow(value:Any)->str:
     "A value on one line."
-    text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=float('inf'), sort_keys=False)
-    return text.removesuffix('\n').removesuffix('\n...')
+    text = yaml.dump([value], Dumper=_OneLine, default_flow_style=True, allow_unicode=True, width=float('inf'), sort_keys=False)
+    return text.rstrip('\n').removeprefix('[').removesuffix(']')
 
 def _shown(value:Any, indent:int)->str:
     "What follows the colon of a key."
@@ -38,36 +57,54 @@ def _shown(value:Any, indent:int)->str:
     pad = ' '*(indent+2)
     return ''.join(f'\n{pad}- '+f'\n{pad}  '.join(f'{k}: {_flow(v)}' for k,v in section.items()) for section in value)
 
-# %% ../nbs/00c_edit_yaml.ipynb #8f96a044
+# %% ../nbs/00c_edit_yaml.ipynb #c39774a6
 def set_key(
     text:str,  # a settings file
     key:str,   # dotted, such as `folds.n_folds`
     value:Any, # anything YAML can hold; the same value again changes nothing
 )->str:        # the file with this one setting changed or added
-    "Change a setting in the text of a YAML file; `ValueError` if the text is no mapping or the key leads through something that is no section."
+    """Change a setting in the text of a YAML file.
+
+    `ValueError` if the text is no mapping, if the key leads through something that is no section, or if another setting would change too, as with an anchor.
+    """
+    value = yaml.safe_load(_flow(value))
+    text += '' if text.endswith('\n') or not text else '\n'
     root = yaml.compose(text, yaml.SafeLoader)
     if root is None: root = yaml.MappingNode('tag:yaml.org,2002:map', [])
-    rest,section,pair = _find(root, key.split('.'))
-    for part in reversed(rest[1:]): value = {part:value}
-    if pair is None: return _add(text, section, rest[0], value)
-    return _replace(text, pair, value, bool(section.flow_style))
+    rest,section,pair = _find(root, parts := key.split('.'))
+    new = value
+    for part in reversed(rest[1:]): new = {part:new}
+    out = _add(text, section, rest[0], new) if pair is None else _replace(text, pair, new, bool(section.flow_style))
+    if not _says(out, _with(yaml.safe_load(text), parts, value)):
+        raise ValueError(f"`{key}` cannot be set without changing what stands around it (an anchor, or an unusual way of writing); set it by hand: `{key.replace('.',': {')}: {_flow(value)}{'}'*(len(parts)-1)}`")
+    return out
 
-# %% ../nbs/00c_edit_yaml.ipynb #c39774a6
+# %% ../nbs/00c_edit_yaml.ipynb #3782c180
+def _with(old:dict|None, parts:list[str], value:Any)->dict:
+    "A mapping with one setting changed; the old one stays as it is."
+    return {**(old or {}), parts[0]: value if len(parts)==1 else _with((old or {}).get(parts[0]), parts[1:], value)}
+
+def _says(text:str, want:dict)->bool:
+    "Does a text hold just these settings?"
+    try: return repr(yaml.safe_load(text))==repr(want)
+    except (yaml.YAMLError,ValueError): return False
+
+# %% ../nbs/00c_edit_yaml.ipynb #a2c7de2c
 def _replace(text:str, pair:tuple[yaml.Node,yaml.Node], value:Any, flow:bool)->str:
     "The text with another value of a key that is there."
     if repr(yaml.SafeLoader('').construct_document(pair[1]))==repr(value): return text
     start = pair[0].end_mark.index+text[pair[0].end_mark.index:].index(':')+1
     shown = f' {_flow(value)}' if flow else _shown(value, pair[0].start_mark.column)
-    return text[:start]+shown+text[max(start,_value_end(pair[1])):]
+    return text[:start]+shown+text[max(start,_pair_end(pair,text)):]
 
-# %% ../nbs/00c_edit_yaml.ipynb #3782c180
+# %% ../nbs/00c_edit_yaml.ipynb #ec7c4485
 def _add(text:str, section:yaml.MappingNode, name:str, value:Any)->str:
     "The text with a new key at the end of a section."
     if section.flow_style:
-        end = section.end_mark.index-1
-        return text[:end].rstrip()+(', ' if section.value else '')+f'{name}: {_flow(value)}'+text[end:]
+        at = _pair_end(section.value[-1],text) if section.value else text.index('{',section.start_mark.index)+1
+        return text[:at]+(', ' if section.value else '')+f'{name}: {_flow(value)}'+text[at:]
     indent = section.value[0][0].start_mark.column if section.value else 0
-    at = _value_end(section) if section.value else len(text.rstrip('\n'))
+    at = _value_end(section,text) if section.value else len(text.rstrip('\n'))
     at = at+len(text[at:].split('\n',1)[0])
-    before = text[:at]+('\n' if text[:at] and not text[:at].endswith('\n') else '')
+    before = text[:at]+('\n' if text[:at] else '')
     return before+f'{" "*indent}{name}:{_shown(value,indent)}'+(text[at:] or '\n')
