@@ -38,7 +38,7 @@ def _read_spool(
     text = path.read_bytes()
     whole = text[:text.rfind(b'\n')+1]
     if len(whole)<len(text): os.truncate(path, len(whole))
-    try: return [json.loads(l) for l in whole.decode().splitlines()]
+    try: return [json.loads(l.decode()) for l in whole.split(b'\n')[:-1]]
     except (ValueError,RecursionError) as e: raise ValueError(f"{path} is damaged ({e}); delete the folder {path.parent} and fetch again") from e
 
 # %% ../nbs/06_parts.ipynb #bdc30beb
@@ -127,8 +127,8 @@ class _Opened(_Kept):
     def _read(self, m:dict)->None:
         self.size,self.complete,self.shown = m['size'],m['complete'],sum(p['n'] for p in m['parts'])
         self.full = [p for p in m['parts'] if self.complete or not p.get('open')]
-        ids = [i for p in self.full for i in _read_ids(self.folder/p['name'],p['sha256'])]
-        for i in ids: self._seen.add(i)
+        for p in self.full:
+            for i in _read_ids(self.folder/p['name'],p['sha256']): self._seen.add(i)
         if self.complete: self.counts,self.notes = m['counts'],m['notes']
         elif not self.spool.exists(): raise ValueError(f"{self.spool} is missing, which holds the place to go on from; delete the folder {self.folder} and fetch again")
         else:

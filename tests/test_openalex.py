@@ -71,6 +71,7 @@ class OpenAlexServer(MoodyServer):
                                       'x-ratelimit-remaining-usd':str(self.budget/1e4),'x-ratelimit-cost-usd':str(used/1e4)}
 
     def answer(self, h):
+        if len(f'GET {h.path} HTTP/1.1')>4094: return h.say(400, f'<h1><p>Bad Request</p></h1>\n\nRequest Line is too large ({len(h.path)+13} &gt; 4094)', kind='text/html')
         if self.key and h.headers.get('Authorization')!=f'Bearer {self.key}': return h.say(401, dict(error='Invalid or missing API key', message='Invalid or missing API key.'))
         if h.route.startswith('/works/doi:'): return self.single(h, unquote(h.route.removeprefix('/works/doi:')))
         if h.route!='/works': return h.say(404, '<!doctype html><title>404 Not Found</title>', kind='text/html')
@@ -109,8 +110,9 @@ class OpenAlexServer(MoodyServer):
 
     def lets(self, w, q):
         if 'search' in q and not all(t.lower() in w['title'].lower() for t in q['search'].split()): return False
-        for condition in filter(None, q.get('filter','').split(',')):
-            name,_,value = condition.partition(':')
+        for condition in filter(None, q.get('filter','').split(',')):   # a field may stand in several conditions; all of them hold
+            name,colon,value = condition.partition(':')
+            if not colon: raise BadQuery(f'Invalid query parameter in {condition}.')
             if name not in FIELDS: raise BadQuery(f'{name} is not a valid field. Valid fields are underscore or hyphenated versions of: {", ".join(sorted(FIELDS))}.')
             if value.count('|')>=100: raise BadQuery('Maximum number of values exceeded for a filter.')
             if not any(FIELDS[name](w,v) for v in value.split('|')): return False
@@ -358,6 +360,32 @@ def test_two_processes_do_not_share_a_folder(server, tmp_path):
     assert server.seen==[]
 
 
+def test_conditions_on_one_field_all_hold(server, tmp_path):
+    def got(name, query):
+        server.seen = []
+        assert fetch(server, tmp_path/name, query).complete
+        return {int(i[1:])-1000 for i in ids(tmp_path/name)},re.search(r'filter=([^&]*)', unquote(server.seen[0]))[1]
+    for n,w in enumerate(server.works): w['topics'] = [dict(id=f'https://openalex.org/T{t}', display_name=f'Topic {t}') for t in (n%4,4+n%3)]
+    assert got('topics', Query(filter='topics.id:T1|T2,topics.id:T4|T5'))==({n for n in range(640) if n%4 in (1,2) and n%3 in (0,1)},'topics.id:T1|T2,topics.id:T4|T5')
+    assert got('years', Query(filter='publication_year:>2000,publication_year:<2010'))[0]=={n for n in range(640) if 10<n%30<20}
+    assert got('options', Query(filter='publication_year:>2000,language:en|fr', from_year=1990, to_year=2009, languages=('fr',)))==({n for n in range(640) if 10<n%30<20 and n%5==0},'publication_year:>2000,language:en|fr,publication_year:1990-2009,language:fr')
+    assert got('citing', Query(filter='cites:W1012', cited_by=(doi(11),)))[0]=={10}
+
+
+def test_a_query_that_is_too_long_is_told_so(server, tmp_path):
+    with pytest.raises(RequestRefused, match=r'refuses the query without a reason; its address has 4,\d\d\d characters, and OpenAlex takes about 4,000'): fetch(server, tmp_path/'out', Query(filter=f'type:article,title.search:{"plot "*800}'))
+
+
+def test_line_ends_of_all_kinds_within_a_title_survive(server, calm, tmp_path):
+    for n,c in enumerate('\u2028\u2029\x85\x0b\x0c\x1c\x1d\x1e\r'): server.works[n*5] |= dict(title=f'Plants{c}of plot {n}', display_name=f'Plants{c}of plot {n}')
+    assert fetch(server, tmp_path/'whole').complete
+    server.budget,server.paid = 1,[]
+    assert fetch(server, tmp_path/'out').stop=='quota'
+    server.budget = 100
+    assert fetch(server, tmp_path/'out').complete and files(tmp_path/'out')==files(tmp_path/'whole') and len(server.paid)==5
+    assert '\u2028' in pd.read_parquet(tmp_path/'out').title[0]
+
+
 # samples
 
 def test_a_sample_is_the_same_for_the_same_seed(server, tmp_path):
@@ -401,7 +429,17 @@ def test_dois_come_in_batches_and_the_rest_alone(server, tmp_path):
     assert done.complete and done.n==253 and done.unknown==('10.9999/none',) and set(ids(tmp_path/'out'))=={*(f'W{1000+n}' for n in range(250)),'W1900','W1901','W1902'}
     assert len(server.paid)==3 and done.cost_usd==.0003
     assert sum(p.startswith('/works/doi:') for p in server.seen)==3, 'the odd one, the merged one and the unknown one'
-    assert max(len(p) for p in server.seen)<8000
+
+
+LONG = [f'10.1002/(sici)1097-0258(199808)17:15/16<{n}::aid-sim{n}>3.0.co;2-{n%10}' for n in range(1000,1120)]
+
+
+def test_long_dois_come_in_shorter_batches(server, tmp_path):
+    server.works = [work(n, doi=f'https://doi.org/{d}') for n,d in enumerate(LONG)]
+    done = fetch(server, tmp_path/'out', Query(dois=tuple(LONG)))
+    assert done.complete and done.n==120 and len(server.paid)==len(server.seen) and 3500<max(map(len,server.seen))+13<=4094
+    citing = Query(cited_by=tuple(LONG), filter=f'title.search:{"|".join(["plot"]*90)}', from_year=1990)
+    assert fetch(server, tmp_path/'citing', citing).n==119 and max(map(len,server.seen))+13<=4094
 
 
 def test_single_works_cost_nothing(server, tmp_path):
