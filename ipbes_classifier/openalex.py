@@ -220,12 +220,12 @@ class OpenAlexService(Service):
         self.answered,words = True,_words(_json(r),self._secrets)
         told = f': {words}' if words else ''
         slow = r.status_code==429 or r.status_code==403 and bool({'x-ratelimit-remaining','x-ratelimit-remaining-usd','retry-after'}&set(r.headers))
-        if slow and (again := quota_wait(r,price_usd(address,params),self.api.max_wait)): raise QuotaExhausted(f"the budget of OpenAlex for today is used up{told}", again)
-        if slow and r.status_code==403: raise ServiceError(f"{self} answers 403{told}: it asks to slow down", _retry_after(r.headers))
+        if slow and (again := quota_wait(r,price_usd(address,params),self.api.max_wait)): raise QuotaExhausted(f"the budget of OpenAlex for today is used up{told}", again, r.status_code)
+        if slow and r.status_code==403: raise ServiceError(f"{self} answers 403{told}: it asks to slow down", _retry_after(r.headers), 403)
         if r.status_code in (400,413,414):
             long = f"; its address has {n:,} characters, and OpenAlex takes about 4,000" if (n := len(r.request.url.raw_path))>4000 else ''
-            raise RequestRefused(f"{self} refuses the query{told or ' without a reason'}{long}")
-        if r.status_code in (401,403): raise ServiceError(f"{self} answers {r.status_code}{told}; {self.hint}")
+            raise RequestRefused(f"{self} refuses the query{told or ' without a reason'}{long}", status=r.status_code)
+        if r.status_code in (401,403): raise ServiceError(f"{self} answers {r.status_code}{told}; {self.hint}", status=r.status_code)
         return r
 
 # %% ../nbs/11b_openalex.ipynb #bf9e9560
@@ -525,7 +525,7 @@ def _run(
     except ServiceError as e:
         shown = parts.close()
         parts.forget()
-        raise type(e)(f"{e}; {shown:,} works are in {parts.folder}, and the same command goes on" if parts.counts else str(e), e.again) from None
+        raise type(e)(f"{e}; {shown:,} works are in {parts.folder}, and the same command goes on" if parts.counts else str(e), e.again, e.status) from None
     except BaseException:
         parts.close()
         raise

@@ -536,14 +536,15 @@ def test_bought_money_counts_and_so_does_a_stated_price(server, calm, tmp_path):
     assert fetch(server, tmp_path/'other').stop=='quota' and len(server.seen)==7
 
 
-def test_no_error_shows_the_key_that_a_server_echoes(server, tmp_path, monkeypatch):
+@pytest.mark.parametrize('code', [200,400,401,403,404,413,418,429,500])
+def test_no_error_shows_the_key_that_a_server_echoes(server, tmp_path, monkeypatch, code):
     monkeypatch.setenv('OPENALEX_API_KEY', KEY)
-    for code in (200,400,401,403,404,413,418,429,500):
-        server.mood = lambda h: h.say(code, dict(error='x', message=f'no: {h.headers["Authorization"]}'), x_echo=KEY, Location=f'/?api_key={KEY}')
-        with pytest.raises(ServiceError) as e: fetch(server, tmp_path/'out', retries=0)
-        assert KEY not in f'{e.value!r} {e.getrepr(style="long")}', code
+    server.mood = lambda h: h.say(code, dict(error='x', message=f'no: {h.headers["Authorization"]}'), x_echo=KEY, Location=f'/?api_key={KEY}')
+    with pytest.raises(ServiceError) as e: fetch(server, tmp_path/'out', retries=0)
+    assert KEY not in f'{e.value!r} {e.getrepr(style="long")}' and e.value.status==(None if code in (200,404) else code)
     server.mood = lambda h: h.say(429, dict(message=f'Insufficient budget of {KEY}'), x_ratelimit_remaining='0')
-    assert KEY not in repr(fetch(server, tmp_path/'out', retries=0))
+    done = fetch(server, tmp_path/'out', retries=0)
+    assert done.stop=='quota' and KEY not in repr(done)
 
 
 def test_the_doi_of_a_single_work_leads_nowhere_else(server, tmp_path):
