@@ -8,20 +8,22 @@ __all__ = ['OUTCOMES', 'SOURCES', 'openalex_work', 'OpenAlex', 'words_in_common'
            'fill_file']
 
 # %% ../nbs/11e_fill.ipynb #c51b3a48
+import csv
+import math
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
 import pandas as pd
 
 from .config import Api
 from .crossref import Crossref
-from .fetch import CachedSource, RequestRefused, Service, ServiceError, Source, Work, service_key
-from .files import write_json
+from .fetch import CachedSource, RequestRefused, Service, ServiceError, Source, Work
+from .files import read_json, write_json
+from .openalex import OpenAlexService, QuotaExhausted, cost_usd
 from .openalex_json import work_row
 from .records import check_overwrite, clean_text, clean_texts, iter_records, layout_of, normalise_doi, normalise_title, write_records
 
@@ -59,14 +61,13 @@ def openalex_work(
                 publisher=row.get('publisher',''))
 
 # %% ../nbs/11e_fill.ipynb #866c7d70
-def _cost(
+def _stated_cost(
     headers:Mapping[str,str], # of an answer
-)->float|None:                # in what the service counts; None if it does not say
-    "What a request cost."
-    for name in ('x-ratelimit-credits-used','x-ratelimit-cost-usd'):
-        try: return float(headers[name])
-        except (KeyError,ValueError): pass
-    return None
+    meta:Any=None,            # of a list
+)->float|None:                # US dollars; None if it does not say
+    "What an answer says that it cost."
+    cost = cost_usd(headers, meta if isinstance(meta,Mapping) else {}, math.nan)
+    return None if math.isnan(cost) else cost
 
 # %% ../nbs/11e_fill.ipynb #41180971
 def _cheaper(
@@ -83,6 +84,7 @@ def _cheaper(
 class OpenAlex(CachedSource):
     "OpenAlex as a `Source`: answers from the cache, else from the service. The key is the variable OPENALEX_API_KEY."
     name,separators = 'OpenAlex',',|'
+    service:OpenAlexService
     def __init__(self,
         api:Api,                       # address, DOIs a request
         cache:str|os.PathLike,         # folder of the cache
@@ -90,20 +92,19 @@ class OpenAlex(CachedSource):
         backoff:float=1.,              # seconds to wait after a first failure
         transport:'httpx2.BaseTransport|None'=None, # stands in for the network
     ) -> None:
-        key = service_key('OPENALEX_API_KEY')
-        self.has_key,self.price = bool(key),dict[str,float|None]()
-        super().__init__(Service(self.name,api.openalex_url,api,backoff,transport,{'Authorization':f'Bearer {key}'} if key else None), cache, progress)
+        super().__init__(OpenAlexService(api,backoff,transport), cache, progress)
+        self.price:dict[str,float|None] = {}
 
     def step(self, n:int)->int: return _cheaper(self.price, min(n,self.api.batch_size,100))
 
     def one(self, doi:str)->dict[str,Any]:
-        answer = self.service.ask(f'/works/doi:{quote(doi,safe="")}', select=','.join(_SELECT))
-        self.price['one'] = _cost(answer.headers)
+        answer = self.service.work(doi, _SELECT)
+        self.price['one'] = _stated_cost(answer.headers)
         return _openalex_items(self.service, [] if answer.data is None else [answer.data])
 
     def many(self, dois:Sequence[str])->dict[str,Any]:
         answer = self.service.ask('/works', filter='doi:'+'|'.join(dois), select=','.join(_SELECT), per_page=100)
-        self.price['many'] = _cost(answer.headers)
+        self.price['many'] = _stated_cost(answer.headers, answer.data.get('meta') if isinstance(answer.data,dict) else None)
         try: works,n = answer.data['results'],int(answer.data['meta']['count'])
         except (LookupError,TypeError,ValueError,OverflowError): raise ServiceError(f"{self.service} answers with JSON that is no list of works") from None
         if isinstance(works,list) and n>len(works): raise RequestRefused(f"{self.service} sends {len(works)} of {n} works")
@@ -113,8 +114,8 @@ class OpenAlex(CachedSource):
     def read(self, item:Any)->Work: return openalex_work(item)
 
     def hint(self, e:ServiceError)->str:
-        if not {'401','403','429'}&set(str(e).split()): return ''
-        return '; is OPENALEX_API_KEY right?' if self.has_key else '; with a free key, in the variable OPENALEX_API_KEY, OpenAlex grants more'
+        if not isinstance(e,QuotaExhausted) and e.status!=429: return ''
+        return '; is OPENALEX_API_KEY right?' if self.service.has_key else '; with a free key, in the variable OPENALEX_API_KEY, OpenAlex grants more'
 
 # %% ../nbs/11e_fill.ipynb #148fc960
 def words_in_common(
@@ -305,6 +306,7 @@ def fill_file(
     out = Path(out)
     table,account = (out.with_name(f'{out.stem}_filled{suffix}') for suffix in ('.csv','.json'))
     check_overwrite([path], [out,table,account])
+    _check_own(table, account)
     if layout is None and out.suffix.lower() in ('.csv','.tsv','.xlsx','.parquet'): layout = layout_of(path) or None
     frames:list[pd.DataFrame] = []
     found:list[pd.DataFrame] = []
@@ -328,8 +330,23 @@ def _filled_table(
     gaps:pd.DataFrame, # from `find_missing`
 )->pd.DataFrame:       # a row per record that lacked something, `row` counted from 1
     "What came from where, without the texts."
-    columns = ['doi','outcome','publisher',*(f'{f}_source' for f in _FILLED)]
-    return pd.DataFrame({'row':gaps.index+1}|{c:gaps[c].fillna('').astype('str').array for c in columns})
+    return pd.DataFrame({'row':gaps.index+1}|{c:gaps[c].fillna('').astype('str').array for c in _TABLE})
+
+_TABLE = ['doi','outcome','publisher',*(f'{f}_source' for f in _FILLED)]
+
+def _check_own(
+    table:Path,   # as of `_filled_table`
+    account:Path, # as of `filled_figures`
+)->None:
+    "`FileExistsError` if one of them is there and something else."
+    def header(path:Path)->list[str]:
+        with path.open(encoding='utf-8-sig', errors='replace', newline='') as f: return next(csv.reader([f.readline(1000)]), [])
+    def is_account(path:Path)->bool:
+        try: return bool(read_json(path, ('records','came','prefixes')))
+        except ValueError: return False
+    for path,ours in ((table,lambda p: header(p)==['row',*_TABLE]),(account,is_account)):
+        if path.exists() and not (path.is_file() and ours(path)):
+            raise FileExistsError(f"{path} is not what filling leaves beside its output, and would be written over; move it away, or name another file for the output")
 
 def _check_writable(
     df:pd.DataFrame, # of the records

@@ -141,7 +141,7 @@ def test_a_mood_that_passes_leaves_no_trace(mood, price, alex, cr, tmp_path):
 
 
 @pytest.mark.parametrize('mood, words', [
-    (says(500), '500 Internal Server Error'), (says(401), '401 Unauthorized'), (says(403), '403 Forbidden'), (resets, 'does not answer'), (breaks_off, 'does not answer'), (cuts(10), 'does not answer'),
+    (says(500), '500 Internal Server Error'), (says(401), 'answers 401; it asks for a key'), (says(403), 'answers 403; it asks for a key'), (resets, 'does not answer'), (breaks_off, 'does not answer'), (cuts(10), 'does not answer'),
     (says(200, '<html>', kind='text/html'), 'text/html that is not JSON'), (says(200, [1,2]), 'no work'), (says(200, dict(id='https://openalex.org/A5')), 'no work'),
     (says(200, '['*100_000), 'not JSON')], ids='500 401 403 reset truncated cut html list author deep'.split())
 def test_a_mood_that_stays_ends_in_one_sentence_and_the_next_run_completes(mood, words, alex, cr, tmp_path):
@@ -295,6 +295,20 @@ def test_what_a_file_has_beside_stays(alex, cr, tmp_path):
     fill_file(tmp_path/'in.csv', tmp_path/'out.csv', make_sources(api(alex,cr),tmp_path/'fetched',backoff=0.01), layout='zotero')
     row = pd.read_csv(tmp_path/'out.csv', dtype=str, keep_default_na=False).iloc[0]
     assert row['Manual Tags']=='keep; me' and row.Extra=='PMID: 1' and row.Author=='Mouse, Ann' and row['Abstract Note'].startswith('Background') and row['Publication Year']=='2001'
+
+
+@pytest.mark.parametrize('name, text', [('out_filled.csv','what,who\nshelf,Ann\n'), ('out_filled.csv',''), ('out_filled.json','{"my":"notes"}'), ('out_filled.json','[1,2'), ('out_filled.csv',None)])
+def test_files_of_others_are_not_written_over(name, text, alex, cr, tmp_path):
+    fill(tmp_path/'calm', api(alex,cr))
+    library(tmp_path)
+    if text is None: (tmp_path/name).mkdir()
+    else: (tmp_path/name).write_text(text)
+    alex.seen.clear()
+    with pytest.raises(FileExistsError, match=f'{name} is not what filling leaves beside its output'): fill(tmp_path, api(alex,cr))
+    assert not alex.seen and [p.name for p in tmp_path.glob('out*')]==[name] and (text is None or (tmp_path/name).read_text()==text)
+    (tmp_path/name).rename(tmp_path/'elsewhere')
+    for _ in range(2): fill(tmp_path, api(alex,cr))
+    assert files(tmp_path)==files(tmp_path/'calm'), 'its own files are written again'
 
 
 # the command
