@@ -156,6 +156,7 @@ def price_usd(
     if '/works/' in path: return 0.
     return 10*CREDIT if any('search' in k for k in params) or re.search(r'\.search(\.\w+)?:', str(params.get('filter',''))) else CREDIT
 
+# %% ../nbs/11b_openalex.ipynb #3c891990
 def cost_usd(
     headers:Mapping[str,str], # of an answer
     meta:Mapping[str,Any],    # of the answer, empty if it has none
@@ -166,6 +167,7 @@ def cost_usd(
     told = (_amount(meta.get('cost_usd')), _amount(headers.get('x-ratelimit-cost-usd')), None if credits is None else credits*CREDIT)
     return next((n for n in told if n is not None), price)
 
+# %% ../nbs/11b_openalex.ipynb #1e6c84dd
 def left_usd(
     headers:Mapping[str,str], # of an answer
 )->float|None:                # US dollars; None if it does not say
