@@ -8,6 +8,7 @@ __all__ = ['STATE', 'Given', 'BASELINE', 'Source', 'Plan', 'read_plan', 'extend_
 
 # %% ../nbs/41_assess.ipynb #706724e9
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -24,7 +25,7 @@ import yaml
 from filelock import Timeout
 
 from .config import Label, Settings, check_settings, label_names, load_config, project_path
-from .corpus import Sample, draw_corpus, gather, read_drawn
+from .corpus import TYPES, Sample, draw_corpus, gather, read_drawn
 from .edit_yaml import set_key
 from .fetch import ServiceError
 from .files import atomic_path, file_hash, locked, obj_hash, read_json, read_text, write_json, write_text
@@ -91,12 +92,16 @@ def extend_plan(
     corpus:Sequence[str|os.PathLike]|Sample=(),    # files; or what to draw from OpenAlex for these labels, for all if there are none
     descriptions:Mapping[str,str]|None=None,       # of labels
     fill:bool|None=None,                           # None: as before
-    forget:Sequence[str]=(),                       # labels to take out
+    forget:Sequence[str]=(),                       # labels to take out; one that is given too is begun anew
+    new_corpus:bool=False,                         # `corpus` takes the place of what earlier calls gave
 )->Plan:
     "The plan with what is asked for now; `ValueError` if something is lacking, `FileNotFoundError` for a file that is not there."
     told = descriptions or {}
     if unknown := set(forget)-set(plan.labels): raise ValueError(f"no label {', '.join(sorted(unknown))} to forget; labels: {', '.join(plan.labels) or 'none'}")
-    labels = {l:x for l,x in plan.labels.items() if l not in forget}|{l:_source(plan.labels.get(l,Source()), positives.get(l,()), told.get(l), root) for l in (*positives,*told)}
+    if new_corpus: plan = replace(plan, corpus=[], samples={})
+    kept = {l:x for l,x in plan.labels.items() if l not in forget}
+    labels = kept|{l:_source(kept.get(l,Source()), positives.get(l,()), told.get(l), root) for l in (*positives,*told)}
+    if not labels and forget: raise ValueError(f"without {', '.join(forget)} no label is left: give another beside it, or the same with the group or files to begin it anew")
     if not labels: raise ValueError("nothing says what to look for: give a label, and its Zotero group or files of its papers")
     if bare := [l for l,x in labels.items() if not x.groups and not x.files]: raise ValueError(f"label {bare[0]} has no positives: give its Zotero group, or files of its papers")
     samples = {l:x for l,x in plan.samples.items() if l in labels}|(dict.fromkeys(positives or labels,corpus) if isinstance(corpus,Sample) else {})
@@ -117,18 +122,27 @@ def _with_plan(s:Settings, plan:Plan, new:bool, forget:Sequence[str]=())->Settin
     old = {} if new else {l.name:l for l in s.labels if l.name not in forget}
     made = {l:Label(l, x.description or (old[l].description if l in old else ''), [*(_library(s,l,x.groups,g) for g in x.groups),*x.files]) for l,x in plan.labels.items()}
     corpus = [*plan.corpus,*([_drawn(s)] if plan.samples else [])]
-    types = _union(s.data.item_types, ['article']) if plan.samples and s.data.item_types else s.data.item_types
+    types = _union(s.data.item_types, TYPES) if plan.samples and s.data.item_types else s.data.item_types
     return check_settings(replace(s, labels=list((old|made).values()), data=replace(s.data, corpus=corpus, item_types=types)))
 
 # %% ../nbs/41_assess.ipynb #f2d0bb4a
-def _parsed(override:str)->tuple[str,Any]:
-    "Key and value of a `key=value`."
+def _leaves(key:str, value:Any)->Iterator[tuple[str,Any]]:
+    "The settings that a section holds, by their dotted keys."
+    if not (isinstance(value,dict) and value and all(isinstance(k,str) and '.' not in k for k in value)): yield key,value
+    else: yield from (x for k,v in value.items() for x in _leaves(f'{key}.{k}',v))
+
+def _parsed(override:str)->list[tuple[str,Any]]:
+    "Keys and values of a `key=value`, of which a section holds several."
     key,_,value = override.partition('=')
-    return key,yaml.safe_load(value) if value else ''
+    return list(_leaves(re.sub(r'\[([^\]]*)\]',r'.\1',key.strip()), yaml.safe_load(value) if value else ''))
+
+def _is_private(key:str)->bool:
+    "Is it a setting that holds for one call and is not written down: the mail address?"
+    return key.rpartition('.')[2]=='email'
 
 def _private(overrides:Sequence[str])->list[str]:
-    "Settings that hold for one call and are not written down: the mail address."
-    return [o for o in overrides if o.partition('=')[0].strip()=='api.email']
+    "The private ones of settings."
+    return [f'{k}={v}' for o in overrides for k,v in _parsed(o) if _is_private(k)]
 
 def _file_of(configs:Path, key:str)->Path:
     "The settings file that a key belongs in: a later one that has its section, else config.yaml."
@@ -139,11 +153,14 @@ def _file_of(configs:Path, key:str)->Path:
 def _write_settings(configs:Path, s:Settings, overrides:Sequence[str])->None:
     "Write labels, corpus and given settings into the files of `configs`, and leave the rest of them as it is."
     labels = [{k:v for k,v in asdict(l).items() if v} for l in s.labels]
-    given = [_parsed(o) for o in overrides if o not in _private(overrides)]
+    given = [x for o in overrides for x in _parsed(o) if not _is_private(x[0])]
+    texts = dict[Path,str]()
     for key,value in (('labels',labels),('data.corpus',s.data.corpus),('data.item_types',s.data.item_types),*given):
         path = _file_of(configs, key)
-        old = read_text(path)
-        if (text := set_key(old,key,value))!=old: write_text(path, text)
+        try: texts[path] = set_key(texts[path] if path in texts else read_text(path), key, value)
+        except ValueError as e: raise ValueError(f"{path}: {e}, and give the same command again") from e
+    for path,text in texts.items():
+        if text!=read_text(path): write_text(path, text)
 
 # %% ../nbs/41_assess.ipynb #b4195a06
 def start_project(
@@ -180,6 +197,7 @@ class Step:
     run:Callable[[],str]                     # does it; what came of it, for a person
     outputs:Callable[[],list[Path]]          # files that it makes
     always:bool = False                      # ask again even if it is done: a library may have grown
+    remedy:str = ''                          # what to change if a service will not answer however often it is asked
 
 # %% ../nbs/41_assess.ipynb #82801309
 def _hashes(root:Path, paths:Sequence[Path])->dict[str,str|None]:
@@ -226,10 +244,9 @@ def _clean_stop(step:Step, done:bool)->Iterator[None]:
     "Say where a service stopped, and when to go on; a step that was `done` can do without."
     try: yield
     except ServiceError as e:
-        soon = e.again is None or e.again<90
-        when = 'when it answers again' if soon else f'after {datetime.now().astimezone()+timedelta(seconds=e.again or 0):%Y-%m-%d %H:%M %Z}'
-        raise ServiceError(f'stopped at "{step.what}": {e}. All that came before is kept; give the same command {when}, and it goes on from there'
-                           f'{"; with --no-update it goes on now, with the library as it was" if done else ""}', e.again) from e
+        when = 'when it answers again' if (e.again or 0)<90 else f'after {datetime.now().astimezone()+timedelta(seconds=e.again or 0):%Y-%m-%d %H:%M %Z}'
+        advice = f'give the same command {when}, and it goes on from there' if e.again is not None else step.remedy or 'the same command will fare no better until this is put right, a key or an address for instance'
+        raise ServiceError(f'stopped at "{step.what}": {e}. All that came before is kept; {advice}{"; with --no-update it goes on now, with the library as it was" if done else ""}', e.again) from e
 
 # %% ../nbs/41_assess.ipynb #0ad3906c
 def _counted(s:Settings, plan:Plan)->dict[str,int]:
@@ -262,7 +279,7 @@ def _fetch_steps(s:Settings, plan:Plan, update:bool)->list[Step]:
     def step(label:str, groups:list[int], g:int)->Step:
         out = project_path(s,_library(s,label,groups,g))
         return Step(f'fetch {label} {g}', f'papers of {label} from Zotero group {g}', lambda: g, lambda: str(fetch_group(g,out,s.api,s.logging.progress)),
-                    lambda: [out], always=update)
+                    lambda: [out], update, f'is it the wrong group? `--label {label} --group NUMBER --forget {label}` begins the label anew with another; a private group wants a key that opens it in ZOTERO_API_KEY')
     return [step(l,x.groups,g) for l,x in plan.labels.items() for g in x.groups]
 
 # %% ../nbs/41_assess.ipynb #4e631724
@@ -287,12 +304,24 @@ def _drawing(s:Settings, label:str, x:Sample)->Path:
     return project_path(s,s.paths.data_dir)/'raw/openalex'/f'{label}_{x.n}_random-{x.random_share:g}_seed-{x.seed}'
 
 # %% ../nbs/41_assess.ipynb #bedc79b8
+def _set_aside(s:Settings, plan:Plan, forget:Sequence[str])->None:
+    "Move libraries and works of labels from `data/raw` to `data/raw/forgotten`, in place of what was there."
+    raw = project_path(s,s.paths.data_dir)/'raw'
+    libraries = [project_path(s,_library(s,l,plan.labels[l].groups,g)) for l in forget for g in plan.labels[l].groups]
+    drawn = [_drawing(s,l,plan.samples[l]) for l in forget if l in plan.samples]
+    for path in (*libraries, *(p.with_name(f'.{p.stem}.sqlite') for p in libraries), *drawn):
+        if not path.exists(): continue
+        aside = _made(raw/'forgotten')/path.name
+        if aside.is_dir(): shutil.rmtree(aside)
+        os.replace(path, aside)
+
+# %% ../nbs/41_assess.ipynb #6e45050c
 def _draw_steps(s:Settings, plan:Plan, say:Callable[[str],None])->list[Step]:
     "A step for each label for which works are drawn."
     def step(label:str, x:Sample)->Step:
         folder = _drawing(s,label,x)
         def draw()->str:
-            cost = draw_corpus(folder, _positives(s,[label]), x, s.api, s.logging.progress, say)
+            cost = draw_corpus(folder, _positives(s,[label]), x, s.api, label, s.logging.progress, say)
             return f'{sum(len(w) for _,w in read_drawn(folder)):,} works, ${cost:.4f} spent on them'
         return Step(f'draw {label}', f'draw {x.n:,} works like those of {label} from OpenAlex', lambda: asdict(x), draw, lambda: [folder/'plan.json',*sorted(folder.glob('*/part-*.parquet'))])
     return [step(l,x) for l,x in plan.samples.items()]
@@ -419,11 +448,12 @@ def assess(
     corpus:Sequence[str|os.PathLike]|Sample=(),    # files of other papers; or what to draw from OpenAlex
     descriptions:Mapping[str,str]|None=None,       # of labels
     fill:bool|None=None,                           # ask services for missing titles and abstracts; None: as before, at first True
-    forget:Sequence[str]=(),                       # labels to take out; their files stay
+    forget:Sequence[str]=(),                       # labels to take out, or to begin anew; what was fetched for them moves to `data/raw/forgotten`
     update:bool=True,                              # ask Zotero again whether groups have grown
     overrides:Sequence[str]=(),                    # `key=value` settings, kept in the files of `configs/`, the mail address excepted
     say:Callable[[str],None]=print,                # tells what happens
     dry_run:bool=False,                            # say what would be done, and do nothing
+    new_corpus:bool=False,                         # `corpus` takes the place of what earlier calls gave, else it is added
 )->Assessment:
     """From reference libraries to a trained baseline: project, positives, corpus, data set, folds, first figures. A second call does what remains or has changed.
 
@@ -431,11 +461,16 @@ def assess(
     not there, `FileExistsError` for a project that another command made, `ServiceError` if a service stops: then the same call goes on later.
     """
     root = Path(folder).resolve()
-    new = not (root/STATE).exists()
-    plan = extend_plan(read_plan(root), root, positives or {}, corpus, descriptions, fill, forget)
-    s = _with_plan(load_config(root=root,overrides=overrides), plan, new, forget)
+    def asked()->tuple[Plan,Plan,Settings]:
+        "What was asked for before, what is now, and the settings for it."
+        new,before = not (root/STATE).exists(),read_plan(root)
+        plan = extend_plan(before, root, positives or {}, corpus, descriptions, fill, forget, new_corpus)
+        return before,plan,_with_plan(load_config(root=root,overrides=overrides), plan, new, forget)
+    _,plan,s = asked()
     if dry_run: return Assessment(root, s, _dry_run(root,plan,plan_steps(s,plan,update,say),say))
     with _only_one(root,s):
+        before,plan,s = asked()   # another call may have ended meanwhile
+        _set_aside(s, before, forget)
         start_project(root, plan, s, overrides)
         s = load_config(root=root, overrides=[*_private(overrides),*([] if sys.stderr.isatty() else ['logging.progress=false'])])
         ran = run_steps(root, plan, plan_steps(s,plan,update,say), say)

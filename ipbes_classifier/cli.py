@@ -137,27 +137,27 @@ def assess(
     positives:Annotated[list[str]|None, typer.Option('--positives', metavar='[LABEL=]FILE', help='A file with its papers')]=None,
     corpus:Annotated[list[Path]|None, typer.Option('--corpus', help='A file or folder with other papers')]=None,
     sample:Annotated[int|None, typer.Option('--sample', metavar='N', help='Or draw N works of the same years and languages from OpenAlex (network)')]=None,
+    new_corpus:Annotated[bool, typer.Option('--new-corpus', help='--corpus or --sample takes the place of what earlier calls gave; else it is added')]=False,
     random_share:Annotated[float|None, typer.Option('--random-share', help='Of the sample: at random from all fields, the rest from the topics of the positives; default: 0.5')]=None,
     seed:Annotated[int|None, typer.Option('--seed', help='Of the draw; default: 42')]=None,
     description:Annotated[list[str]|None, typer.Option('--description', metavar='[LABEL=]TEXT', help='What the label stands for')]=None,
     fill:Annotated[bool|None, typer.Option('--fill/--no-fill', help='Ask services for missing titles and abstracts; default: yes, or as before')]=None,
     update:Annotated[bool, typer.Option('--update/--no-update', help='Ask Zotero whether groups have grown')]=True,
-    forget:Annotated[list[str]|None, typer.Option('--forget', metavar='LABEL', help='Take a label out again')]=None,
+    forget:Annotated[list[str]|None, typer.Option('--forget', metavar='LABEL', help='Take a label out again; with --label LABEL and a group or files, begin it anew with these alone')]=None,
     dry_run:Annotated[bool, typer.Option('--dry-run', help='List the steps, and which are done; do nothing')]=False,
 )->None:
-    "A new assessment: project, positives, corpus, data set, folds, a first model. The same command goes on where it stopped; with another --label, the project gets a further one."
+    "A new assessment: project, positives, corpus, data set, folds, a first model. The same command goes on where it stopped; with another --label, the project gets a further one. Exit code 3: a quota is used up, go on later."
     from ipbes_classifier.assess import assess as make
-    from ipbes_classifier.fetch import ServiceError
+    from ipbes_classifier.config import load_config
     from ipbes_classifier.zotero import group_number
     labels = list(dict.fromkeys(label or _known_labels(folder)))
     given = [_of_labels(*x,labels) for x in (('--group',group),('--positives',positives),('--description',description))]
     groups = {l:[group_number(g) for g in gs] for l,gs in given[0].items()}
     sources:dict[str,list[int|str|os.PathLike]] = {l:[*groups.get(l,[]),*given[1].get(l,[])] for l in dict.fromkeys([*(label or []),*(l for g in given[:2] for l,x in g.items() if x)])}
     told = {l:t[-1] for l,t in given[2].items() if t}
-    try: make(folder, sources, _corpus(corpus,sample,random_share,seed), told, fill, forget or [], update, overrides or [], typer.echo, dry_run)
-    except ServiceError as e:
-        typer.echo(f'ipbes: {_sentence(e)}', err=True)
-        raise typer.Exit(1 if e.again is None else 3) from None
+    chosen = _corpus(corpus,sample,random_share,seed)
+    with _or_later(load_config(root=folder,overrides=overrides or [])):
+        make(folder, sources, chosen, told, fill, forget or [], update, overrides or [], typer.echo, dry_run, new_corpus)
 
 # %% ../nbs/90_cli.ipynb #423e1578
 def _by_label(items:list[str])->dict[str,list[Path]]:
