@@ -182,9 +182,9 @@ def _ask(
     "An answer of the group's library; `ServiceError` if it is not to be had."
     try: answer = service.ask(f'/groups/{group}/{path}', headers={'If-Modified-Since-Version':str(known)} if known else {}, **params)
     except ServiceError as e:
-        if not str(e).endswith('403 Forbidden'): raise
-        if service_key('ZOTERO_API_KEY'): raise ServiceError(f"{service} does not let the key in ZOTERO_API_KEY read group {group}") from None
-        raise ServiceError(f"{service} shows group {group} to its members only: put the key of a member into the variable ZOTERO_API_KEY, or have its owner open the library to all for reading") from None
+        if e.status!=403 or e.again is not None: raise
+        if service_key('ZOTERO_API_KEY'): raise ServiceError(f"{service} does not let the key in ZOTERO_API_KEY read group {group}", status=403) from None
+        raise ServiceError(f"{service} shows group {group} to its members only: put the key of a member into the variable ZOTERO_API_KEY, or have its owner open the library to all for reading", status=403) from None
     if answer.status==404: raise ServiceError(f"{service} has no group {group}; the number is the one in the address of its page, https://www.zotero.org/groups/NUMBER/NAME")
     return answer
 
@@ -230,7 +230,7 @@ def _versions(
     raise ServiceError(f"{service} answers with JSON that is no list of versions")
 
 # %% ../nbs/11c_zotero.ipynb #a69d925a
-_BATCH = 100
+_BATCH = 50
 
 def _items(
     service:Service,
@@ -290,7 +290,8 @@ def _round(
     if (found := _changed(service, group, since)) is None: return True
     listed,version = found
     if version<since:
-        library.forget()
+        again = _changed(service, group, since)
+        if again is not None and again[1]<since: library.forget()
         return False
     gone,now = _deleted(service, group, since) if since else (set(known),version)
     keys = sorted(k for k,v in listed.items() if known.get(k)!=v)
@@ -323,7 +324,7 @@ def _catch_up(
         when = f', and asks to wait for {e.again:,.0f} seconds' if e.again else ''
         n = len(library.versions())
         kept = f'; {n:,} items that came before are kept, the same command goes on from there' if n else ''
-        raise ServiceError(f'{e}{when}{kept}', e.again) from e
+        raise ServiceError(f'{e}{when}{kept}', e.again, e.status) from e
 
 # %% ../nbs/11c_zotero.ipynb #fb384317
 def _check_file(

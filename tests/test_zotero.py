@@ -177,23 +177,23 @@ def test_a_long_pause_that_is_asked_for_ends_the_call_and_a_short_one_is_kept(se
 
 
 def test_killed_in_a_first_fetch_of_forty_pages_it_does_not_pay_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(zotero, '_BATCH', 100)
+    monkeypatch.undo()
     with serving(server=Zotero(4000)) as server:
         child = [None]
         def kills(h):
             os.kill(child[0].pid, signal.SIGKILL)
             child[0].wait()
-        server.moods += [None]*21+[kills]
+        server.moods += [None]*41+[kills]
         code = f'from ipbes_classifier.zotero import *; from ipbes_classifier.config import Api; fetch_group({GROUP}, "z.csv", Api(zotero_url="{server.url}"))'
         child[0] = subprocess.Popen([sys.executable,'-c',f'import sys; sys.stdin.read(); {code}'], cwd=tmp_path, stdin=subprocess.PIPE)
         child[0].communicate()
         assert child[0].returncode==-signal.SIGKILL and not (tmp_path/'z.csv').exists()
         before = server.asked_for()
-        assert len(before)==2100
+        assert len(before)==2050 and {len(q['itemKey'].split(',')) for what,q in server.seen if what=='items'}=={50}, 'as many keys as the documentation allows'
         server.seen.clear()
         fetch(server, tmp_path/'z.csv')
         after = server.asked_for()
-        assert len(set(before)&set(after))<=100 and len(server.seen)==1+21 and after==sorted(after)
+        assert len(set(before)&set(after))<=50 and len(server.seen)==1+41 and after==sorted(after)
         assert (tmp_path/'z.csv').read_bytes()==undisturbed(server,tmp_path)
         assert len(rows(tmp_path/'z.csv'))==4000
 
@@ -307,6 +307,19 @@ def test_a_library_that_was_set_back_is_fetched_anew(server, tmp_path):
     server.put(*(paper(n,title='From the backup') for n in range(10)))
     done = fetch(server, tmp_path/'z.csv')
     assert (done.n,done.removed,done.changed)==(10,35,10) and (tmp_path/'z.csv').read_bytes()==undisturbed(server,tmp_path)
+
+
+@pytest.mark.parametrize('old', [says(200, {}, Last_Modified_Version='1', Total_Results='0'), says(304, Last_Modified_Version='1')], ids=['list','unchanged'])
+def test_one_answer_of_a_copy_that_lags_behind_costs_a_request_and_nothing_else(server, tmp_path, old):
+    fetch(server, tmp_path/'z.csv')
+    server.change(3, title='A corrected title')
+    server.seen.clear()
+    server.moods += [old]
+    done = fetch(server, tmp_path/'z.csv')
+    assert (done.n,done.changed,done.removed)==(45,1,0) and server.asked_for()==[key(3)] and (tmp_path/'z.csv').read_bytes()==undisturbed(server,tmp_path)
+    server.seen.clear()
+    server.moods += [old]
+    assert 'nothing new' in str(fetch(server, tmp_path/'z.csv')) and not server.asked_for()
 
 
 def test_a_list_of_versions_in_pages(server, tmp_path):
