@@ -27,8 +27,10 @@ import pandas as pd
 from .fetch import Source
 from .fill import OUTCOMES, count_gaps, fill_gaps, filled_figures, filled_sentence, find_missing, words_in_common
 from .files import atomic_path, is_bucket, write_errors, write_json, write_text
-from .records import (FIELDS, _MARK, _NOT_WORD, _csv_options, _mapping, _raw_frames, _size, _strings, check_overwrite, clean_records, normalise_doi,
-                                      normalise_language, normalise_title, parse_labels, to_records)
+from .openalex_json import is_snapshot
+from .records import (FIELDS, _MARK, _NOT_WORD, _csv_options, _files, _mapping, _raw_frames, _size, _squash, _strings, check_overwrite, clean_records, normalise_doi,
+                                      normalise_item_type, normalise_language, normalise_title, parse_labels, to_records)
+from .tables import INCLUDED
 
 # %% ../nbs/12_preprocess.ipynb #a84f0c84
 _PUNCTUATION = bytes(c for c in range(128) if not chr(c).isalnum())
@@ -78,6 +80,18 @@ def _doi_field(raw):
 def _language_code(s): return (ord(s[0])-96)*32+ord(s[1])-96 if s else 0
 
 # %% ../nbs/12_preprocess.ipynb #3216711a
+def _decision_columns(raw, labels):
+    "The columns of screening decisions, the one that counts first."
+    found = {c: _squash(c) for c in raw if c not in labels}
+    return sorted((c for c,s in found.items() if s in INCLUDED), key=lambda c: INCLUDED.index(found[c]))
+
+def _decisions(raw, labels, where, first):
+    "(n,) int8: 1 taken in, 0 left out, -1 not decided, -2 without such a column."
+    out = np.full(len(raw), -2, np.int8)
+    for c in _decision_columns(raw,labels): out = np.where(out<0, parse_labels(raw[c], f'{where}, column {c!r}', first), out)
+    return out
+
+# %% ../nbs/12_preprocess.ipynb #3497e7f2
 def _clean_batch(raw, gaps, first, task, part):
     "Fill and clean one raw batch into the file `part`; return its keys and findings. Runs in a worker process."
     import pyarrow as pa, pyarrow.parquet as pq
@@ -87,8 +101,10 @@ def _clean_batch(raw, gaps, first, task, part):
     keys = _keys(df, _allowed(df,task['item_types']), _doi_field(raw))
     keys['said'] = np.stack([parse_labels(raw[l], f"{task['file']}, column {l!r}", first) if l in raw else np.full(len(raw),-1,np.int8)
                              for l in task['labels']], axis=1)
+    keys['decided'] = _decisions(raw, task['labels'], task['file'], first)
+    keys['unit'] = np.full(len(raw), task['unit'], np.int64)
     pq.write_table(pa.Table.from_pandas(df[FIELDS], preserve_index=False), part, compression='lz4', use_dictionary=False)
-    return keys,_findings(raw)
+    return keys,_findings(raw)|dict(decision_columns=_decision_columns(raw,task['labels']))
 
 # %% ../nbs/12_preprocess.ipynb #b073b90c
 def _plain_type(s):
@@ -138,6 +154,20 @@ def _in_order(tasks, workers):
 def _cores()->int:
     "Processor cores that this process may use."
     return len(os.sched_getaffinity(0)) if hasattr(os,'sched_getaffinity') else os.cpu_count() or 1
+
+# %% ../nbs/12_preprocess.ipynb #643b4d20
+def _use_decisions(
+    k,            # keys of all rows; `said` is changed
+    label_of_row, # (n,) number of the label whose library a row stands in, -1 for the corpus
+):                # (n,) the same after the decisions, and (n,) the reason for which a row is left out, '' for none
+    "What screening decisions make of rows."
+    screened = np.isin(k['unit'], np.unique(k['unit'][k['decided']>-2]))
+    library,taken,stated = label_of_row>=0,k['decided']==1,(k['said']>=0).any(1)
+    rows = np.flatnonzero(library&(k['decided']>=0))
+    k['said'][rows,label_of_row[rows]] = k['decided'][rows]
+    left = np.select([screened&library&(k['decided']<0), ~library&taken&~stated], ['undecided','taken_in'], '')
+    k['said'][left!=''] = -1
+    return np.where(screened&library&~taken, -1, label_of_row), left
 
 # %% ../nbs/12_preprocess.ipynb #d9a01692
 _GENERIC = set(map(normalise_title, '''abstract, abstracts, acknowledgement, acknowledgements, acknowledgments, addendum, announcement, announcements, author index, author
@@ -197,11 +227,13 @@ def _first(order, group, mask):
 # %% ../nbs/12_preprocess.ipynb #583a6ad0
 REASONS = dict( # why a row of the input is not a row of the result
     duplicate='another row of the same paper stands for it', item_type='not one of the item types asked for',
-    no_text='neither title nor abstract', no_abstract='no abstract, or one too short to be one', language='in another language')
+    no_text='neither title nor abstract', no_abstract='no abstract, or one too short to be one', language='in another language',
+    undecided='in a library that holds decisions, and none on this paper', taken_in='in a corpus, and a decision takes it in: for which label, only a library of positives says')
 
 # %% ../nbs/12_preprocess.ipynb #21f8d57f
-def _decide(k, label_of_row, keep_title_only, languages):
+def _decide(k, label_of_row, left, keep_title_only, languages):
     "Groups, survivors, donors of missing fields, labels and the reason for which a row goes."
+    k = k|{c: np.where(left=='', k[c], 0) for c in ('doi','title','abstract')}
     match = _match_keys(k)
     group = _groups(match)
     order = _ranking(group, k, label_of_row>=0)
@@ -209,11 +241,11 @@ def _decide(k, label_of_row, keep_title_only, languages):
     has = dict(doi=k['doi']!=0, title=k['title']!=0, year=k['has_year'], keywords=k['has_keywords'], language=k['language']!=0)
     donor = {f: np.where(h[best], -1, _first(order, group, h&k['allowed'])) for f,h in has.items()}
     language = k['language'][np.where(donor['language']>=0, donor['language'], best)]
-    why = _why_dropped(k, best, donor, language, keep_title_only, languages)
+    why = np.where(left[best]=='', _why_dropped(k, best, donor, language, keep_title_only, languages), [_CODE.get(r,0) for r in left[best]])
     kept = np.zeros(len(group),bool)
     kept[best[why==0]] = True
     return dict(match=match, group=group, best=best, donor=donor, kept=kept, into=np.where(why[group]==0, (np.cumsum(kept)-1)[best[group]], -1),
-                reason=_reasons(k, group, kept, why), labels=_labels(k['said'], label_of_row, group), conflicts=_conflicts(k['said'], group))
+                reason=_reasons(k, group, kept, why, left), labels=_labels(k['said'], label_of_row, group), conflicts=_conflicts(k['said'], group))
 
 # %% ../nbs/12_preprocess.ipynb #efe25602
 _CODE = {r: i for i,r in enumerate(REASONS,1)}
@@ -226,10 +258,10 @@ def _why_dropped(k, best, donor, language, keep_title_only, languages):
     return np.select(list(rules.values()), [_CODE[r] for r in rules], 0)
 
 # %% ../nbs/12_preprocess.ipynb #ec29fddb
-def _reasons(k, group, kept, why):
+def _reasons(k, group, kept, why, left):
     "For each row the code of the reason for which it is not in the result, 0 if it is."
     reason = np.where(why[group]==0, _CODE['duplicate'], why[group])
-    return np.where(kept, 0, np.where(k['allowed'], reason, _CODE['item_type']))
+    return np.where(kept, 0, np.where(k['allowed']|(left!=''), reason, _CODE['item_type']))
 
 # %% ../nbs/12_preprocess.ipynb #31464bd8
 def _labels(said, label_of_row, group):
@@ -331,7 +363,7 @@ class Account:
     n_read:int                                     # rows read
     n_kept:int                                     # rows of the result
     reasons:dict[str,int]                          # reason to number of rows
-    files:list[dict]                               # per input file: role, rows, kept, reasons, findings, item types, languages
+    files:list[dict]                               # per input file: role, rows, kept, reasons, findings, item types, languages, screening decisions
     conflicts:list[dict]                           # rows of one paper that say 1 and 0, and the label
     doubtful:list[dict]                            # rows merged for their DOI whose titles have little in common
     overruled:dict[str,int]                        # label to number of papers in its library of which a label column says 0
@@ -421,10 +453,31 @@ def _text_table(header:list[str], rows:list[list])->str:
     return '\n'.join('  '.join(v.rjust(w) if r else v.ljust(w) for v,w,r in zip(c,width,right)).rstrip() for c in cells)
 
 # %% ../nbs/12_preprocess.ipynb #e326431d
+def _reason_words(a:'Account')->dict[str,str]:
+    "What each reason that occurs means here."
+    s = a.settings
+    said = dict(item_type=f"not one of data.item_types ({', '.join(map(normalise_item_type,s['item_types']))})", language=f"not one of data.languages ({', '.join(s['languages'])})",
+                no_abstract=f"none, or under {s['min_abstract_chars']} characters"+('' if a.filled else '; -fm asks for them'))
+    return {r: said.get(r,words) for r,words in REASONS.items() if a.reasons[r]}
+
+# %% ../nbs/12_preprocess.ipynb #f1522b8d
+def _decision_words(a:'Account')->list[str]:
+    "What was made of the decisions in each file."
+    out,short = [],_short_names([f['file'] for f in a.files])
+    for f in a.files:
+        if not (d := f['decisions']): continue
+        counts = ', '.join(f'{d[x]:,} {x}' for x in ('yes','no','undecided') if d[x] or x!='undecided')
+        head,taken = f"{short[f['file']]} holds decisions ({'/'.join(d['columns'])}: {counts}): ",f['reasons']['taken_in']
+        if f['role']!='corpus': out.append(f"{head}only the {d['yes']:,} are {f['role']}")
+        elif taken: out.append(f"{head}{taken:,} are left out; --positives LABEL={short[f['file']]} says which label they carry")
+    return out
+
+# %% ../nbs/12_preprocess.ipynb #f9b79750
 def _summary_text(a:'Account')->str:
     "The account for a terminal."
     head = f'{a.n_read:,} rows read, {a.n_kept:,} records written to {Path(a.out).name}'
-    return '\n\n'.join(x for x in (head, _text_table(*_file_rows(a)), _text_table(*_label_rows(a)), _filled_text(a)) if x)
+    reasons = '\n'.join(f'{r}: {words}' for r,words in _reason_words(a).items())
+    return '\n\n'.join(x for x in (head, _text_table(*_file_rows(a)), reasons, '\n'.join(_decision_words(a)), _text_table(*_label_rows(a)), _filled_text(a)) if x)
 
 # %% ../nbs/12_preprocess.ipynb #e1bbb902
 def _table(rows, header):
@@ -441,7 +494,8 @@ def _summary_html(a:'Account')->str:
     filled = (f'<p>{html.escape(_filled_text(a))}.</p><details><summary>By publisher prefix</summary>'+_table([p.values() for p in prefixes[:200]], prefixes[0])
               + '<ul>'+''.join(f'<li><b>{o}</b>: {OUTCOMES[o]}</li>' for o in OUTCOMES)+'</ul></details>') if prefixes else ''
     return (f'<p>{a.n_read:,} rows read, {a.n_kept:,} records written to <code>{html.escape(Path(a.out).name)}</code>.</p>'
-            + _table(files, header) + '<ul>'+''.join(f'<li><b>{r}</b>: {REASONS[r]}</li>' for r in header[4:])+'</ul>' + _table(counts, labels) + filled)
+            + _table(files, header) + '<ul>'+''.join(f'<li><b>{r}</b>: {html.escape(words)}</li>' for r,words in _reason_words(a).items())+'</ul>'
+            + ''.join(f'<p>{html.escape(x)}.</p>' for x in _decision_words(a)) + _table(counts, labels) + filled)
 
 # %% ../nbs/12_preprocess.ipynb #fbca5ad7
 _FOUND = dict(titles_empty='no title', titles_with_markup='markup in the title', titles_with_italics='italics in the title', abstracts_empty='no abstract',
@@ -513,33 +567,38 @@ def _inputs(positives, corpus, labels, folder):
     return [dict(file=p, shown=p if is_bucket(p) else Path(os.path.relpath(p,folder)).as_posix(), label=l, size=_size(p)) for p,l in out]
 
 # %% ../nbs/12_preprocess.ipynb #f94d7ce3
+def _frames_of_files(path, size):
+    "Frames of a file or folder, each with the number of its file."
+    for i,f in enumerate([path] if is_snapshot(path) else _files(path)): yield from ((i,raw) for raw in _raw_frames(f,size))
+
+# %% ../nbs/12_preprocess.ipynb #b1dcc3da
 def _tasks(inputs, settings, folder, spans, size, bar, sources, asked):
     "The arguments of `_clean_batch`, batch by batch; adds to `spans` where each file begins, and to `asked` what `sources` gave."
     n = i = 0
     for x in inputs:
         spans.append(dict(x, first=n))
-        for raw in _raw_frames(x['file'], size):
-            task,first = settings|dict(file=x['file'],shown=x['shown']),n-spans[-1]['first']+1
+        for unit,raw in _frames_of_files(x['file'], size):
+            task,first = settings|dict(file=x['file'],shown=x['shown'],unit=len(spans)*10**6+unit),n-spans[-1]['first']+1
             yield raw, _gaps(raw,first,task,sources,asked), first, task, folder/f'{i:06d}.parquet'
             n,i = n+len(raw),i+1
             bar.update(len(raw))
         if n==spans[-1]['first']: raise ValueError(f"{x['file']} has a header and no rows")
 
-# %% ../nbs/12_preprocess.ipynb #b1dcc3da
+# %% ../nbs/12_preprocess.ipynb #ea2a8f43
 def _first_pass(inputs, settings, folder, workers, size, progress, sources):
     "Fill and clean everything into `folder`; return the parts, the keys of all rows, the findings per batch, where each file begins, and what was filled."
     from tqdm import tqdm
     parts,keys,findings = _Parts(),[],[]
     spans:list[dict] = []
     asked = _Asked()
-    with tqdm(desc='cleaning', unit=' rows', disable=not progress) as bar:
+    with tqdm(desc='cleaning', unit=' rows', disable=None if progress else True) as bar:
         for i,(k,f) in enumerate(_in_order(_tasks(inputs,settings,folder,spans,size,bar,sources,asked), workers)):
             parts.add(folder/f'{i:06d}.parquet', len(k['id']))
             keys.append(k)
             findings.append(f)
     return parts, {c: np.concatenate([k[c] for k in keys]) for c in keys[0]}, findings, spans, asked
 
-# %% ../nbs/12_preprocess.ipynb #ea2a8f43
+# %% ../nbs/12_preprocess.ipynb #68776ebc
 def _file_accounts(parts, k, d, findings, spans):
     "Per input file: rows, kept, reasons, findings."
     out,ends = [],[*(s['first'] for s in spans[1:]),len(k['id'])]
@@ -551,8 +610,14 @@ def _file_accounts(parts, k, d, findings, spans):
         found = {c: n[c] for c in batches[0]['counts']}|dict(rows_sharing_title=_shared(k['title'][rows]), rows_sharing_doi=_shared(k['doi_field'][rows]),
                                         rows_sharing_found_doi=_shared(k['doi'][rows]))
         out.append(dict(file=s['shown'], role=f"positives of {s['label']}" if s['label'] else 'corpus', rows=end-s['first'], kept=reason[0],
-                        reasons=dict(zip(REASONS,reason[1:])), findings=found, item_types=dict(types.most_common(50)), languages=dict(langs.most_common(50))))
+                        reasons=dict(zip(REASONS,reason[1:])), findings=found, item_types=dict(types.most_common(50)), languages=dict(langs.most_common(50)),
+                        decisions=_decided(k['decided'][rows], batches)))
     return out
+
+def _decided(decided, batches):
+    "How many rows were taken in, left out and not decided on, and the columns that say it; {} where none does."
+    columns = dict.fromkeys(c for b in batches for c in b['decision_columns'])
+    return dict(columns=list(columns), yes=int((decided==1).sum()), no=int((decided==0).sum()), undecided=int((decided==-1).sum())) if columns else {}
 
 def _shared(key):
     "How many rows share their key with another."
@@ -614,7 +679,7 @@ def preprocess(
     keep_title_only:bool=False,                       # keep papers without abstract
     min_abstract_chars:int=50,                        # a shorter abstract is none ("No abstract available")
     languages:Sequence[str]|None=None,                # keep these languages and papers of unknown language; None for all
-    progress:bool=True,                               # show a bar
+    progress:bool=True,                               # show a bar on a terminal
     workers:int|None=None,                            # processes; None for one per core, and for small input none beside this one
     batch_size:int=10_000,                            # rows cleaned at a time; the result does not depend on it
     sources:Sequence[Source]=(),                      # services to ask for missing titles and abstracts, see the page on fetching
@@ -632,7 +697,8 @@ def preprocess(
     with write_errors(out), _folder_beside(out) as tmp:
         parts,k,findings,spans,asked = _first_pass(inputs, settings, tmp, workers, batch_size, progress, sources)
         label_of_row = np.repeat([settings['labels'].index(s['label']) if s['label'] else -1 for s in spans], np.diff([*(s['first'] for s in spans),len(k['id'])]))
-        d = _decide(k, label_of_row, keep_title_only, settings['languages'])
+        label_of_row,left = _use_decisions(k, label_of_row)
+        d = _decide(k, label_of_row, left, keep_title_only, settings['languages'])
         account = _account(out, parts, k, d, findings, spans, label_of_row, settings)
         if not account.n_kept: raise ValueError(f"none of {account.n_read} rows is left: "+', '.join(f'{r} {n}' for r,n in account.reasons.items() if n))
         account.path,account.filled = os.fspath(out.with_name(f'{out.stem}_account.json')),_filled_account(sources,asked)

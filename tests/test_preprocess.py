@@ -135,8 +135,67 @@ def test_the_account_reads_well_in_a_terminal(tmp_path):
     a = [zotero('k','A title of four words',text('x')),zotero('l','A book of five words',kind='book')]
     lines = str(run(tmp_path, a, [dict(title='Another title of five words', abstract=text('y'))])[0]).splitlines()
     assert lines==['3 rows read, 2 records written to out.csv', '', 'file            role            rows  kept  item_type', 'a.csv           positives of A     2     1          1',
-                   'corpus.parquet  corpus             1     1          0', 'all                                3     2          1', '', 'label  positives  prevalence',
+                   'corpus.parquet  corpus             1     1          0', 'all                                3     2          1', '',
+                   'item_type: not one of data.item_types (journalArticle)', '', 'label  positives  prevalence',
                    'A              1     50.00 %', 'B              0      0.00 %']
+
+
+def test_every_reason_is_explained_below_the_table(tmp_path):
+    account,_ = run(tmp_path, [], [dict(title='No abstract is to be had here', abstract=''), dict(title='Un article en français', abstract=text('pins'), language='fr'),
+                                   dict(title='A whole paper about goats', abstract=text('goats'))], languages=['en','de'])
+    words = str(account).splitlines()
+    assert 'no_abstract: none, or under 50 characters; -fm asks for them' in words and 'language: not one of data.languages (en, de)' in words
+    assert '<li><b>no_abstract</b>: none, or under 50' in (tmp_path/'out_account.html').read_text()
+
+
+def screened(name:str, column:str, said:list, **more)->list[dict]: return [dict(id=f'{name}{i}', title=f'Paper {i} of {name} on its own subject', abstract=text(f'{name} {i}'), **{column:x}|more) for i,x in enumerate(said)]
+
+
+@pytest.mark.parametrize('column', ['included','asreview_label','label_included','Included'])
+def test_only_papers_that_were_taken_in_are_positives(tmp_path, column):
+    account,df = run(tmp_path, screened('a',column,['1','0','','-1','1']), screened('c','year',['2001']))
+    assert df.A.to_dict()=={'a0':1,'a1':0,'a4':1,'c0':0} and account.labels==dict(A=2,B=0)
+    assert {r:n for r,n in account.reasons.items() if n}==dict(undecided=2)
+    assert f'a.csv holds decisions ({column}: 2 yes, 1 no, 2 undecided): only the 2 are positives of A' in str(account).splitlines()
+    assert account.rows().query('reason=="undecided"').id.tolist()==['a2','a3'] and 'only the 2 are positives of A' in (tmp_path/'out_account.html').read_text()
+
+
+def test_papers_of_a_corpus_that_were_taken_in_are_no_negatives(tmp_path):
+    corpus = screened('c','included',['1','0',''])+[dict(id='s', title='A paper with a label of its own', abstract=text('its own'), included='1', A='1')]
+    account,df = run(tmp_path, [], corpus)
+    assert df.A.to_dict()=={'c1':0,'c2':0,'s':1} and account.reasons['taken_in']==1
+    assert 'corpus.parquet holds decisions (included: 2 yes, 1 no, 1 undecided): 1 are left out; --positives LABEL=corpus.parquet says which label they carry' in str(account).splitlines()
+
+
+def test_decisions_on_two_copies_of_one_paper(tmp_path):
+    a = screened('a','included',['1','0'])
+    account,df = run(tmp_path, [*a, a[0]|dict(id='x',included='0'), a[1]|dict(id='y',included='')], [])
+    assert df.A.to_dict()=={'a0':1,'a1':0} and account.overruled==dict(A=1,B=0) and [c['label'] for c in account.conflicts]==['A']
+    assert account.reasons['undecided']==account.reasons['duplicate']==1
+
+
+def test_a_paper_left_out_of_one_library_is_a_positive_of_another(tmp_path):
+    for name,said in (('a.csv',['1','0']),('b.csv',['0','1'])): write(tmp_path, name, screened('p','included',said))
+    preprocess(dict(A=tmp_path/'a.csv',B=tmp_path/'b.csv'), [], tmp_path/'out.csv', LABELS, progress=False)
+    df = read_records(tmp_path/'out.csv', labels=LABELS).set_index('id')
+    assert df[LABELS].to_numpy().tolist()==[[1,0],[0,1]]
+
+
+def test_decisions_that_begin_late_in_a_file_hold_for_all_of_it(tmp_path):
+    ris = lambda i,note='': f'TY  - JOUR\nTI  - Paper {i} of a file on its own subject\nAB  - {text(f"paper {i}")}\nID  - {i}\n{note}ER  - \n\n'
+    (tmp_path/'lib').mkdir()
+    (tmp_path/'lib/a.ris').write_text(''.join([ris(0),ris(1),ris(2,'N1  - ASReview_relevant\n'),ris(3,'N1  - ASReview_irrelevant\n')]))
+    (tmp_path/'lib/b.ris').write_text(ris(4))
+    account = preprocess(dict(A=tmp_path/'lib'), [], tmp_path/'out.csv', LABELS, progress=False, batch_size=1)
+    df = read_records(tmp_path/'out.csv', labels=LABELS)
+    assert df.A.tolist()==[1,0,1] and df.title.str[6].tolist()==['2','3','4'] and account.reasons['undecided']==2
+
+
+def test_a_label_may_be_called_as_decisions_are(tmp_path):
+    corpus = write(tmp_path, 'corpus.csv', screened('c','included',['1','0']))
+    assert preprocess({}, [corpus], tmp_path/'out.csv', ['included'], progress=False).labels==dict(included=1)
+    with pytest.raises(ValueError, match="corpus.csv, column 'included': row 2 says 'maybe'"):
+        preprocess(dict(A=write(tmp_path,'corpus.csv',screened('c','included',['1','maybe']))), [], tmp_path/'o.csv', LABELS, progress=False)
 
 
 def test_a_label_must_not_shadow_a_field(tmp_path):
