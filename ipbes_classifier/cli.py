@@ -226,6 +226,7 @@ def fetch_openalex(
     s = _settings(config, overrides)
     lists = {k:read_dois(v) for k,v in dict(dois=dois, cited_by=cited_by, references=references).items() if v}
     query = Query(search, filter, from_year, to_year, tuple(language or ()), with_abstract, sample, seed, **lists)
+    if out and out.suffix and not out.is_dir(): raise ValueError(f"-o {out}: a folder of parquet parts is made, not a file; `ipbes records FOLDER -o {out}` writes one of it")
     folder = out.absolute() if out else default_folder(s if config or find_root() else None)
     budget,shown = Budget(max_cost,max_works),sys.stderr.isatty()
     if snapshot: done = fetch_snapshot(snapshot, query, folder, budget, progress=shown)

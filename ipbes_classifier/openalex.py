@@ -462,8 +462,8 @@ class FetchedWorks:
     @property
     def account(self)->str:
         "What came, and what did not, in a line."
-        text = f'{self.n:,} works ({self.new:,} new), ${self.cost_usd:.4f} spent'
-        more = [f'{n:,} {what}' for n,what in ((self.repeated,'came twice'),(self.lacking,'counted by OpenAlex and not given'),(len(self.unknown),'DOIs not known there'),(len(self.unreadable),'damaged')) if n]
+        text = f'{self.n:,} works ({self.new:,} new), ${self.cost_usd:.4f} spent in all'
+        more = [f'{n:,} {what}' for n,what in ((self.repeated,'came twice'),(self.lacking,'counted by OpenAlex and not given'),(len(self.unknown),f'DOIs not known there ({", ".join(self.unknown[:3])}{", ..." if len(self.unknown)>3 else ""})'),(len(self.unreadable),'damaged')) if n]
         return text+(f'; {", ".join(more)}' if more else '')
 
     @property
@@ -630,14 +630,17 @@ def read_dois(
     return dois
 
 def _doi_lines(path:Path)->list[str]:
-    "The DOIs of a text file that holds nothing but DOIs; none if it is something else."
+    "The DOIs of a text file of DOIs, `ValueError` for a line of it that holds none; no DOIs if it is something else."
     with path.open('rb') as b: start = b.read(4)
     if start[:2]==b'\x1f\x8b' or start in (b'PAR1',b'PK\x03\x04'): return []
     with open_text(path) as f:
-        lines = [l.strip().strip('",;') for l in f if l.strip() and not l.startswith('#')]
-    if lines and lines[0].strip().lower()=='doi': lines = lines[1:]
-    dois = [normalise_doi(l) if len(l.split())==1 else '' for l in lines]
-    return dois if dois and all(dois) else []
+        lines = [(n,s) for n,l in enumerate(f,1) if (s := l.strip().strip('",;')) and not l.startswith('#')]
+    if lines and lines[0][1].strip().lower()=='doi': lines = lines[1:]
+    dois = [normalise_doi(s) if len(s.split())==1 else '' for _,s in lines]
+    if not dois or not dois[0] or re.search(r'[,;\t{]', lines[0][1]): return dois if dois and all(dois) else []
+    for (n,s),doi in zip(lines,dois):
+        if not doi: raise ValueError(f"{path}: line {n}, {s[:60]!r}, holds no DOI such as 10.1038/nature12373; mend it, or take it out")
+    return dois
 
 # %% ../nbs/11b_openalex.ipynb #fd4f3e40
 def default_folder(

@@ -672,7 +672,7 @@ def test_the_command_fetches_and_goes_on(server, tmp_path, ipbes, monkeypatch):
     args = ('--filter','topics.id:T0|T1|T2','--from-year',1990,'--to-year',2030,'--language','en','-o','bees')
     server.budget = 2
     r = ipbes(*args)
-    assert r.exit_code==3 and "OpenAlex's budget for today is used up; run the same command again after" in r.stderr and '200 works (200 new), $0.0002 spent\nbees' in r.stdout
+    assert r.exit_code==3 and "OpenAlex's budget for today is used up; run the same command again after" in r.stderr and '200 works (200 new), $0.0002 spent in all\nbees' in r.stdout
     server.budget = 100
     r = ipbes(*args,'--max-works',250)
     assert r.exit_code==0 and '250 works (50 new)' in r.stdout and '--max-works is reached' in r.stderr
@@ -694,3 +694,15 @@ def test_the_command_reads_dois_and_snapshots(server, tmp_path, ipbes, snapshot)
 def test_the_command_refuses_in_a_sentence(args, words, ipbes, tmp_path):
     r = ipbes(*args,'-o','out')
     assert isinstance(r.exception,(ValueError,OSError)) and words in str(r.exception) and not (tmp_path/'out').exists()
+
+
+def test_a_line_that_is_no_doi_is_named(tmp_path):
+    (tmp_path/'d.txt').write_text('10.1001/paper.1\n\nNA\n')
+    with pytest.raises(ValueError, match="d.txt: line 3, 'NA', holds no DOI"): read_dois(tmp_path/'d.txt')
+    (tmp_path/'t.csv').write_text('title,doi\nAnts,10.1001/paper.1\nBees,\n')
+    assert read_dois(tmp_path/'t.csv')==('10.1001/paper.1',)
+
+
+def test_a_table_is_not_what_is_made(tmp_path):
+    r = CliRunner().invoke(app, ['fetch','openalex','--sample','3','-o',str(tmp_path/'out.csv')])
+    assert r.exit_code==1 and 'ipbes records' in str(r.exception) and not (tmp_path/'out.csv').exists()
