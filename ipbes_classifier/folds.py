@@ -66,7 +66,7 @@ def _link_similar(
     from tqdm import tqdm
     lsh,links = MinHashLSH(threshold=max(threshold-0.1,0.05), num_perm=num_perm),[]
     hashes = MinHash.generator((s.tolist() for s in sets.values()), num_perm=num_perm, seed=seed, hashfunc=int)
-    for (i,s),h in zip(tqdm(sets.items(), desc='near-duplicates', disable=len(sets)<5000), hashes):
+    for (i,s),h in zip(tqdm(sets.items(), desc='near-duplicates', disable=True if len(sets)<5000 else None), hashes):
         links += [(j,i) for j in sorted(lsh.query(h)) if jaccard(s,sets[j])>=threshold]
         lsh.insert(i, h)
     return links

@@ -13,11 +13,11 @@ from pathlib import Path
 
 from .config import Settings, label_names, load_config, project_path, resource_dir
 from .fill import make_sources
-from .files import locked, read_json
+from .files import is_bucket, locked, read_json
 from .folds import Fold, make_folds, near_duplicate_clusters, write_folds
 from .preprocess import Account, preprocess
 from .provenance import timed, write_provenance
-from .records import check_dataset, read_records
+from .records import _missing, check_dataset, read_records
 from .sample import write_sample
 
 # %% ../nbs/15_project.ipynb #60e6356c
@@ -45,6 +45,22 @@ def _other_data_sets(
     return {n:p for n,p in {**others, str(found['result']):found}.items() if n!=out.name and (out.parent/n).is_file()}
 
 # %% ../nbs/15_project.ipynb #b1828fa9
+def _configured(
+    s:Settings,
+    files:Sequence[str], # as the settings name them
+    key:str,             # where they name them
+    option:str,          # of the command line that names others
+    service:str,         # that such a file can be fetched from
+)->list[Path]:
+    "Files that the settings name; `FileNotFoundError` says what to do about one that is not there."
+    paths = [project_path(s,p) for p in files]
+    for p in paths:
+        if is_bucket(p) or p.exists(): continue
+        what = str(_missing(p))
+        raise FileNotFoundError(f"{what}{'' if what[-1]=='?' else '.'} Put it there, name yours under `{key}` in configs/config.yaml, give {option}, or let `ipbes fetch {service}` make one")
+    return paths
+
+# %% ../nbs/15_project.ipynb #d6eacbd2
 def preprocess_project(
     s:Settings,                                         # labels and their libraries, corpora, what to keep
     positives:Mapping[str,Sequence[str|os.PathLike]]|None=None, # label to files; default: as configured
@@ -54,9 +70,9 @@ def preprocess_project(
 )->Account:                                              # what became of every raw row
     "Make the cleaned data set of a project; `ValueError` if a label is not configured or no file is named, `ServiceError` if a service cannot be asked."
     labels = label_names(s)
-    if positives is None: positives = {l.name:[project_path(s,p) for p in l.positives] for l in s.labels if l.positives}
+    if positives is None: positives = {l.name:_configured(s,l.positives,'labels',f'--positives {l.name}=FILE','zotero') for l in s.labels if l.positives}
     if unknown := set(positives)-set(labels): raise ValueError(f"no label {', '.join(sorted(unknown))} in the configuration; labels: {', '.join(labels)}")
-    if corpus is None: corpus = [project_path(s,p) for p in s.data.corpus]
+    if corpus is None: corpus = _configured(s, s.data.corpus, 'data.corpus', '--corpus FILE', 'openalex')
     if not positives and not corpus: raise ValueError("nothing to read: name files in `labels` and `data.corpus`, or give --positives and --corpus")
     out = project_path(s, out or s.paths.dataset)
     sources = make_sources(s.api, project_path(s,s.api.cache), progress=s.logging.progress) if fill_missing else []

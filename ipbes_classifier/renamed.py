@@ -69,7 +69,7 @@ DECIDED = {  # key of IPBES-Classifier, * for anything -> what happens instead
     'data_processing.cross_validation.test_size':'`folds.test_size` and `folds.dev_size` are shares of all records, 0.15 each by default',
     'data_processing.cross_validation.balance_coeff':'`training.optional_negatives` samples negatives, into training only',
     'output_files.*':'file names are fixed', 'ensemble.voting_threshold':'thresholds are fitted on dev',
-    'api.*':'requests are repeated and spaced as each service asks', 'pyalex.*':'requests are repeated and spaced as each service asks'}
+    **dict.fromkeys(('api.pyalex.*','api.crossref.*','pyalex.*'), 'requests are repeated and spaced as each service asks')}
 
 # %% ../nbs/00a_renamed.ipynb #d94dd2c9
 SECTIONS = frozenset('.'.join(k.split('.')[:i]) for k in (*RENAMED,*DECIDED,'model.training.*') for i in range(1,k.count('.')+1))
