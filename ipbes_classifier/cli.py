@@ -13,7 +13,7 @@ import os
 import shutil
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TextIO
@@ -292,6 +292,13 @@ def fill(
     with _or_later(s): done = fill_file(file, out, sources, layout=layout)
     typer.echo(f'{done}\n\n{os.path.relpath(out)}\n{os.path.relpath(out.with_name(out.stem+"_filled.csv"))}: what came from where')
 
+# %% ../nbs/90_cli.ipynb #63cb0b65
+def _unread_column(f:dict)->str:
+    "What to say of a table of which nothing was kept because a column was not found, '' if that is not so; of a file of an account."
+    empty = [c for c in ('title','abstract') if f['findings'][f'{c}s_empty']==f['rows']]
+    if f['kept'] or not empty or Path(f['file'].removesuffix('.gz')).suffix.lower() not in ('.csv','.tsv','.tab','.xlsx','.parquet'): return ''
+    return f'nothing of {f["file"]} was kept: all {f["rows"]:,} rows are without {" and ".join(empty)}; is a column named otherwise than as Zotero, or than `title` and `abstract`?'
+
 # %% ../nbs/90_cli.ipynb #7a906bf1
 def _figures(table:'pd.DataFrame', digits:int=3)->str:
     "A table of `metrics_table` with a line for each measure."
@@ -320,7 +327,7 @@ def preprocess(
     for label,n in account.labels.items():
         if not n: typer.echo(f'no paper carries {label}: name its library by --positives {label}=FILE, or take it out of `labels`', err=True)
     for f in account.files:
-        if not f['kept']: typer.echo(f'nothing of {f["file"]} was kept, see the reasons below: is a column named otherwise than as Zotero, or than `title` and `abstract`?', err=True)
+        if words := _unread_column(f): typer.echo(words, err=True)
     typer.echo(f'{account}\n\n{account.out}\n{Path(account.path).with_suffix(".html")}: every row dropped or merged, and why')
     if n_folds is not None or n_runs is not None: _make_folds(s)
 
@@ -627,11 +634,21 @@ def _sentence(e:Exception)->str:
     return f"this needs {e.name}: pip install 'ipbes_classifier[{extra}]'"
 
 # %% ../nbs/90_cli.ipynb #88c399bf
+_GOES_ON = ('fetch','fill','assess','run','train','hpo')
+
+def _interrupted(args:Sequence[str])->str:
+    "What to say when the command of these arguments was interrupted."
+    return 'ipbes: interrupted'+('; what was done is kept, and the same command goes on' if args and args[0] in _GOES_ON else '')
+
+# %% ../nbs/90_cli.ipynb #5e5b46ea
 def main()->None:
     "The console script: run a command; a wrong input ends in one sentence and exit code 1."
     for c in (*app.registered_commands,*fetch.registered_commands): c.short_help = c.callback.__doc__
     try:
         with _short_warnings(): app()
+    except SystemExit as e:
+        if e.code==130: typer.echo(_interrupted(sys.argv[1:]), err=True)
+        raise
     except (ValueError,OSError,ImportError) as e:
         typer.echo(f'ipbes: {_sentence(e)}', err=True)
         sys.exit(1)

@@ -122,3 +122,16 @@ def test_a_mistake_ends_in_one_sentence(project, args, says, monkeypatch):
 def test_help_answers_without_heavy_imports():
     p = subprocess.run([sys.executable,'-X','importtime',Path(sys.executable).with_name('ipbes'),'--help'], capture_output=True, text=True, env=os.environ|QUIET)
     assert p.returncode==0 and not [m for m in ('torch','transformers','pandas','sklearn','papermill') if f' {m}\n' in p.stderr]
+
+
+@pytest.mark.parametrize('args,asked,says', [(['folds'],'ipbes_classifier.project.split_project','ipbes: interrupted'),
+    (['fill','five.csv','-o','out.csv'],'ipbes_classifier.fill.fill_file','ipbes: interrupted; what was done is kept, and the same command goes on')])
+def test_an_interrupted_command_says_whether_it_goes_on(tmp_path, monkeypatch, capsys, args, asked, says):
+    from ipbes_classifier.cli import main
+    def interrupt(*args, **kw): raise KeyboardInterrupt
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(asked, interrupt)
+    monkeypatch.setattr(sys, 'argv', ['ipbes',*args])
+    (tmp_path/'five.csv').write_text('title,abstract,doi\na,,10.1000/a\n')
+    with pytest.raises(SystemExit) as e: main()
+    assert e.value.code==130 and capsys.readouterr().err.strip().splitlines()[-1]==says
