@@ -468,7 +468,7 @@ def _decision_words(a:'Account')->list[str]:
         if not (d := f['decisions']): continue
         counts = ', '.join(f'{d[x]:,} {x}' for x in ('yes','no','undecided') if d[x] or x!='undecided')
         head,taken = f"{short[f['file']]} holds decisions ({'/'.join(d['columns'])}: {counts}): ",f['reasons']['taken_in']
-        if f['role']!='corpus': out.append(f"{head}only the {d['yes']:,} are {f['role']}")
+        if f['role']!='corpus': out.append(f"{head}only {'that one is' if d['yes']==1 else 'the '+format(d['yes'],',')+' are'} {f['role']}")
         elif taken: out.append(f"{head}{taken:,} are left out; --positives LABEL={short[f['file']]} says which label they carry")
     return out
 
