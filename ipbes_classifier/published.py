@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['T', 'PLACES', 'Published', 'read_listing', 'read_index', 'Bucket', 'full_prefix', 'list_published', 'safe_path',
-           'plan_files', 'check_links', 'check_content', 'Arrived', 'Fetched', 'fetch_published', 'published_place',
-           'next_step']
+           'plan_files', 'check_links', 'check_content', 'Arrived', 'FetchedFiles', 'fetch_published',
+           'published_place', 'next_step']
 
 # %% ../nbs/11d_published.ipynb #b91ae777
 import hashlib
@@ -15,10 +15,12 @@ import re
 import shutil
 import socket
 import threading
+import time
 import unicodedata
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -26,7 +28,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote, unquote, unquote_plus, urljoin
 
 from .config import Api, Settings, project_path
-from .fetch import Service, ServiceError, _refusal
+from .fetch import Service, ServiceError, _follow, _refusal, _unpack
 from .files import file_hash, locked, read_json, write_errors, write_json
 
 if TYPE_CHECKING:
@@ -114,10 +116,8 @@ class Bucket:
         act:Callable[[],T], # asks, and raises `ServiceError`
     )->T:
         "Do it, and do it again after failures that pass."
-        from tenacity import Retrying, retry_if_exception
         from tenacity.nap import sleep_using_event
-        s = self.service
-        return Retrying(retry=retry_if_exception(s._passes), stop=s._enough, wait=s._wait, sleep=sleep_using_event(self.stop), reraise=True)(act)
+        return self.service.again(sleep_using_event(self.stop))(act)
 
     def halt(self)->None:
         "End what other threads wait for."
@@ -145,11 +145,12 @@ def _opened(
     import httpx2
     if b.stop.is_set(): raise _Stopped
     try:
-        with b.service.client.stream(method, address, params=params, headers={'Accept':'*/*','Accept-Encoding':'identity'}|dict(headers or {}), follow_redirects=True) as r:
+        request = b.service.client.build_request(method, address, params=params, headers={'Accept':'*/*','Accept-Encoding':'identity'}|dict(headers or {}))
+        with closing(_follow(b.service.client, request)) as r:
             b.service.answered = True
             if r.status_code not in (200,206):
                 e = _refusal(r, repr(b))
-                raise _Refused(str(e)) if 400<=r.status_code<500 and e.again is None else e
+                raise _Refused(str(e), status=e.status) if 400<=r.status_code<500 and e.again is None else e
             stream = r.extensions.get('network_stream')
             if stream: b.lines[threading.get_ident()] = stream.get_extra_info('socket')
             yield r
@@ -163,9 +164,14 @@ def _whole(b:Bucket, address:str, params:Mapping[str,str]|None=None)->bytes:
     "The body of a listing or an index page; `ServiceError` if it is longer than any."
     out = bytearray()
     with _opened(b, address, params=params) as r:
-        for chunk in r.iter_bytes():
-            out += chunk
-            if len(out)>32*_MIB: raise ServiceError(f"{b} sends a listing of more than 32 MiB; it is refused")
+        if r.is_stream_consumed: return r.content
+        coding,end = r.headers.get('content-encoding','').strip().lower(),time.monotonic()+10*b.service.api.timeout
+        try:
+            for piece in _unpack(r.iter_raw(), coding):
+                out += piece
+                if len(out)>32*_MIB: raise ServiceError(f"{b} sends a listing of more than 32 MiB; it is refused")
+                if time.monotonic()>end: raise ServiceError(f"{b} has not ended a listing in {10*b.service.api.timeout:g} seconds, ten times `api.timeout`")
+        except (ValueError,zlib.error): raise ServiceError(f"{b} sends a listing that cannot be unpacked", 0.) from None
     return bytes(out)
 
 # %% ../nbs/11d_published.ipynb #52929e6d
@@ -250,12 +256,14 @@ def safe_path(
     "Where a file stands below its folder; `ValueError` if the key leads elsewhere, or is no name that every system allows."
     path = key.removeprefix(strip)
     parts = path.split('/')
-    why = ('it is an absolute path' if path.startswith('/') or re.match(r'[A-Za-z]:',path) else
+    why = ('it is an absolute path' if path.startswith('/') else
+           'it begins with the name of a drive' if re.match(r'[A-Za-z]:',path) else
            'it leads out of its folder' if '..' in parts else
            'it has a backslash, a part of a path elsewhere' if '\\' in path else
-           'it has control characters' if any(unicodedata.category(c) in ('Cc','Cs') for c in path) else
+           'it has control characters' if any(unicodedata.category(c) in ('Cc','Cf','Cs') for c in path) else
            'a part of it is empty or a dot' if {'','.'}&set(parts) else
            'a part of it is too long' if any(len(p.encode())>255 for p in parts) else
+           'Windows allows no such name' if any(map(_not_on_windows,parts)) else
            'this name is used here for other things' if parts[0].casefold() in _RESERVED else '')
     if why: raise ValueError(f"the published name {key[:200]!r} is refused: {why}; nothing was fetched, a longer PREFIX can leave it out")
     return path
@@ -263,6 +271,12 @@ def safe_path(
 # %% ../nbs/11d_published.ipynb #1a647115
 _ACCOUNT,_PARTS = 'published.json','.parts'  # what came from where; files on their way
 _RESERVED = (_ACCOUNT,_PARTS,'.locks')
+
+def _not_on_windows(
+    name:str, # a part of a path
+)->bool:
+    "Does it end in a dot or blank, hold one of a few characters, or name a device, with whatever suffix?"
+    return name[-1:] in ('.',' ') or bool(re.search(r'[<>:"|?*]',name) or re.fullmatch(r'(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³])[ ]*(\..*)?', name, re.I|re.S))
 
 # %% ../nbs/11d_published.ipynb #acbc1f55
 def plan_files(
@@ -450,7 +464,7 @@ def _standing(f:Published, url:str, out:Path, path:str, known:Mapping[str,Any])-
 
 # %% ../nbs/11d_published.ipynb #a54f5ef7
 @dataclass
-class Fetched:
+class FetchedFiles:
     "What a call has brought."
     folder:Path               # where
     files:dict[str,Arrived]   # relative path -> what stands there, old and new
@@ -550,7 +564,7 @@ def fetch_published(
     progress:bool=False,     # show a bar
     backoff:float=1.,        # seconds to wait after a first failure; doubles
     transport:'httpx2.BaseTransport|None'=None, # stands in for the network
-)->Fetched:
+)->FetchedFiles:
     """Fetch published files, compare each with its size and ETag, and go on where an earlier call was cut off.
 
     `ServiceError` if the server cannot be asked or a file is not as described: what came is kept, and the same call goes on. `ValueError` for names that would leave the
@@ -566,7 +580,7 @@ def fetch_published(
         failed = {p:e for p,e in new.items() if isinstance(e,ServiceError)}
         if failed: raise ServiceError(f"{len(failed):,} of {len(plan):,} files could not be fetched, the others are in {out}: {next(iter(failed.values()))}")
         for f in plan.values(): _drop_parts(out,f)
-    return Fetched(out, {p:here.get(p) or new[p] for p in plan}, sorted(new))
+    return FetchedFiles(out, {p:here.get(p) or new[p] for p in plan}, sorted(new))
 
 # %% ../nbs/11d_published.ipynb #995a65c5
 def published_place(
@@ -580,7 +594,7 @@ def published_place(
 
 # %% ../nbs/11d_published.ipynb #6f8d93a8
 def next_step(
-    done:Fetched,         # what stands there
+    done:FetchedFiles,         # what stands there
     s:Settings|None=None, # of the project whose place that is; None: some folder
 )->str:                   # a sentence, '' if there is nothing to say
     "How what came is put to use."

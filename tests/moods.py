@@ -13,7 +13,7 @@ import struct
 import threading
 import time
 from collections import deque
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, urlsplit
 
@@ -95,6 +95,20 @@ def waits(seconds:float): return lambda h: time.sleep(seconds)
 
 
 def sleeps(h): time.sleep(1.5)
+
+
+def drips(head:bool):
+    "One byte each tenth of a second, without end, of the head or of the body."
+    def mood(h):
+        start = b'HTTP/1.1 200 OK\r\n' if head else b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 100000\r\n\r\n{"a":"'
+        with suppress(OSError):
+            h.wfile.write(start)
+            for _ in range(300):
+                time.sleep(0.1)
+                h.wfile.write(b'X')
+        h.close_connection = True
+        return True
+    return mood
 
 
 @contextmanager

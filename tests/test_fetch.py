@@ -9,7 +9,6 @@ import threading
 import time
 import tracemalloc
 import zlib
-from contextlib import suppress
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -28,7 +27,7 @@ from ipbes_classifier.fill import count_gaps, fill_missing, gap_table
 from ipbes_classifier.preprocess import preprocess
 from ipbes_classifier.project import preprocess_project
 from ipbes_classifier.records import read_records, to_records
-from moods import MoodyServer, breaks_off, resets, says, serving, sleeps, waits
+from moods import MoodyServer, breaks_off, drips, resets, says, serving, sleeps, waits
 
 MAIL = 'screener@assessment.example.org'
 
@@ -370,20 +369,6 @@ def test_no_network_is_one_sentence(tmp_path):
         r = subprocess.run([*IPBES,'preprocess','-fm'], capture_output=True, **kw)
     assert r.returncode==1 and r.stdout=='' and len(r.stderr.strip().splitlines())==1 and 'does not answer (ConnectError)' in r.stderr
     assert [p.name for p in (tmp_path/'p/data').iterdir()]==['fetched']
-
-
-def drips(head:bool):
-    "One byte each tenth of a second, without end, of the head or of the body."
-    def mood(h):
-        start = b'HTTP/1.1 200 OK\r\n' if head else b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 100000\r\n\r\n{"a":"'
-        with suppress(OSError):
-            h.wfile.write(start)
-            for _ in range(300):
-                time.sleep(0.1)
-                h.wfile.write(b'X')
-        h.close_connection = True
-        return True
-    return mood
 
 
 @pytest.mark.parametrize('head', [True,False], ids=['head','body'])

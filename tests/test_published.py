@@ -13,6 +13,8 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
+import zlib
 from collections import defaultdict, deque
 from html import escape
 from pathlib import Path
@@ -22,7 +24,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from moods import MoodyServer, cuts, resets, says, serving, sleeps
+from moods import MoodyServer, cuts, drips, resets, says, serving, sleeps
 from test_predecessor import LABELS, ipbes, tiny
 
 import ipbes_classifier.published as published
@@ -40,7 +42,7 @@ def noise(n:int, seed:int=0)->bytes: return random.Random(seed).randbytes(n)
 
 
 FILES = {'README.md':b'# published\n', 'dataset/':b'', 'dataset/cleaned_dataset.csv':b'doi,title\n'+noise(200_000).hex().encode()+b'\n', 'dataset/empty.csv':b'',
-         **{f'dataset/folds/test{k}_run-0.csv':f'index\n{k}\n'.encode() for k in range(3)}, 'dataset/odd name+1 & 100% <é>.txt':'ü'.encode(),
+         **{f'dataset/folds/test{k}_run-0.csv':f'index\n{k}\n'.encode() for k in range(3)}, 'dataset/odd name+1 & 100% (é).txt':'ü'.encode(),
          'checkpoints/m_fold-1/config.json':b'{}', 'checkpoints/m_fold-10/config.json':b'{"a":1}'}
 
 
@@ -114,7 +116,7 @@ def store():
     with serving(server=Store()) as s: yield s
 
 
-def get(s, what, out, **kw)->published.Fetched:
+def get(s, what, out, **kw)->published.FetchedFiles:
     return fetch_published(what, out, Api(published_url=s.url, **(dict(timeout=10,retries=3)|{k:v for k,v in kw.items() if k!='jobs'})), jobs=kw.get('jobs',4), backoff=0.005)
 
 
@@ -391,10 +393,38 @@ def test_etags_that_are_no_md5_are_told(tmp_path):
         assert get(s, 'dataset', tmp_path).new==['cleaned_dataset.csv'] and (tmp_path/'cleaned_dataset.csv').read_bytes()==s.files[BIG]
 
 
+# ---- listings without end
+
+@pytest.mark.parametrize('body, coding, words', [
+    (zlib.compress(bytes(100*2**20),9,31),'gzip','more than 32 MiB'), (zlib.compress(zlib.compress(bytes(100*2**20),9,31),9,31),'gzip, gzip','cannot be unpacked')], ids=['bomb','bomb in a bomb'])
+def test_a_listing_that_would_fill_the_memory_is_refused(tmp_path, body, coding, words):
+    with serving(lambda h: h.say(200, body, **{'Content-Encoding':coding})) as s:
+        tracemalloc.start()
+        with pytest.raises(ServiceError, match=words): get(s, 'dataset', tmp_path, retries=1)
+        assert tracemalloc.get_traced_memory()[1]<100*2**20
+        tracemalloc.stop()
+
+
+def test_a_listing_that_drips_is_cut_off(tmp_path):
+    with serving() as s, pytest.raises(ServiceError, match='has not ended a listing in 2 seconds'):
+        s.mood = drips(head=False)
+        get(s, 'dataset', tmp_path, timeout=0.2)
+    assert len(s.seen)==1
+
+
+def test_another_host_does_not_learn_the_mail_address(store, tmp_path, undisturbed, monkeypatch):
+    monkeypatch.setenv('IPBES_EMAIL', 'screener@assessment.example.org')
+    with serving(server=MoodyServer(lambda h: h.say(302, Location=f'{store.url}{h.path}'))) as front:
+        get(front, 'dataset', tmp_path/'data')
+    assert all('screener@' in a for a in front.agents) and store.agents and not any('screener@' in a for a in store.agents)
+    assert tree(tmp_path/'data')==undisturbed
+
+
 # ---- names
 
 @pytest.mark.parametrize('keys, words', [
-    (['dataset/../../escaped'],'leads out of its folder'), (['dataset/..'],'leads out'), (['dataset//etc/passwd'],'absolute'), (['dataset/C:/escaped'],'absolute'), (['dataset/c:escaped'],'absolute'),
+    (['dataset/../../escaped'],'leads out of its folder'), (['dataset/..'],'leads out'), (['dataset//etc/passwd'],'absolute'), (['dataset/C:/escaped'],'name of a drive'), (['dataset/c:escaped'],'name of a drive'), (['dataset/CON'],'Windows'), (['dataset/x.'],'Windows'),
+    (['dataset/x /y'],'Windows'), (['dataset/x?y'],'Windows'), (['dataset/a/Nul.txt'],'Windows'), (['dataset/a\u202eb'],'control characters'),
     (['dataset/..\\..\\escaped'],'backslash'), (['dataset/a/\\escaped'],'backslash'), (['dataset/a/./b'],'empty or a dot'), (['dataset/a//b'],'empty or a dot'), (['dataset/a\x07b'],'control characters'),
     (['dataset/'+'n'*256],'too long'), (['dataset/published.json'],'used here'), (['dataset/.parts/x'],'used here'), (['dataset/.Locks/x'],'used here'),
     (['dataset/a','dataset/a/b'],'a file and of a folder'), (['dataset/A.csv','dataset/a.csv'],'one name on some systems'), (['dataset/é','dataset/e\u0301'],'one name on some systems')])
