@@ -19,7 +19,7 @@ import pandas as pd
 
 from .files import atomic_path
 from .formats import open_text
-from .ris import COLUMNS, frames_of, note_columns, one_line, same_value, texts_of
+from .ris import COLUMNS, frames_of, note_columns, one_line, plain_pages, same_value, texts_of, type_name, without
 
 # %% ../nbs/05b_bibtex.ipynb #0876c2cc
 _MATH = re.compile(r'(?<!\\)\$(?=[^\s$])((?:[^$\\]|\\.)*?)(?<![\s\\])\$(?!\d)|(?<!\\)\$', re.S)
@@ -139,6 +139,7 @@ def _chunks(lines:Iterable[str], path:str|os.PathLike)->Iterator[tuple[int,str]]
     "The pieces of a file that begin where a block can, each with the number of its first line."
     chunk,start,size = list[str](),1,0
     for n,line in enumerate(lines,1):
+        line = line.removeprefix('\ufeff') # files put behind one another
         if chunk and _AT.match(line):
             yield start,''.join(chunk)
             chunk,start,size = [],n,0
@@ -206,8 +207,9 @@ def _define(strings:dict[str,str], b:_Block)->None:
 
 # %% ../nbs/05b_bibtex.ipynb #fb1c0bbb
 _NAMES = {column: names.split() for column,names in dict( # which fields hold a column, best first
-    title='title', abstract='abstract', year='year date', doi='doi', keywords='keywords keyword author_keywords author-keywords', language='language langid',
-    author='author', journal='journal journaltitle booktitle', url='url').items()}
+    title='title', abstract='abstract', year='year date', doi='doi', keywords='author_keywords author-keywords', language='language langid',
+    author='author', journal='journal journaltitle booktitle', url='url',
+    volume='volume', issue='number issue', pages='pages', issn='issn', publisher='publisher', tags='keywords keyword').items()}
 _YEAR = re.compile(r'(?<!\d)\d{4}(?!\d)')
 _DOI = re.compile(r'(?:https?://)?(?:dx\.)?doi\.org/(10\.\d{4,9}/\S+)', re.I)
 
@@ -227,6 +229,7 @@ def _keywords(value:str)->str:
 
 # %% ../nbs/05b_bibtex.ipynb #b6533c5c
 _OWN = 'ipbes_'
+_FIELD_NOTES = {'id','item_type'} # where the key or the type of an entry is another one
 
 def _own_name(column:str)->str:
     return _OWN+re.sub(r'[^A-Za-z0-9_.+-]', lambda m: ''.join(f'/{b:02X}' for b in m[0].encode()), column)
@@ -235,18 +238,27 @@ def _own_column(name:str)->str:
     "The column of a field of ours; '' for other fields."
     if not name.lower().startswith(_OWN): return ''
     column = unquote(name[len(_OWN):].replace('/','%'))
-    return '' if column in (*COLUMNS,'original') else column
+    return '' if column in {*COLUMNS,'original'}-_FIELD_NOTES else column
 
 # %% ../nbs/05b_bibtex.ipynb #a7792aa0
+_READ:dict[str,Callable[[str],str]] = dict(author=_people, keywords=_keywords, tags=_keywords, pages=lambda s: plain_pages(to_text(s)))
+_MANAGED = {'file','groups','mendeley-groups','mendeley-tags','urldate','owner','timestamp','date-added','bdsk-url-1'} # fields of reference managers
+
+def _of_database(values:Mapping[str,str])->bool:
+    "Are the keywords of an entry Web of Science's own?"
+    return to_text(values.get('unique-id','')).upper().startswith(('WOS:','ISI:')) and not _MANAGED&values.keys()
+
 def _columns(entry:_Block, strings:Mapping[str,str])->dict[str,str]:
     "The columns of an entry."
     values = dict[str,str]()
     for name,v in entry.fields: values.setdefault(name.lower(), _resolve(v, strings))
     row = dict.fromkeys(COLUMNS,'')|dict(item_type=entry.type, id=entry.name)
     for column,names in _NAMES.items():
-        read = _people if column=='author' else _keywords if column=='keywords' else to_text
+        read = _READ.get(column, to_text)
         row[column] = next(filter(None, (_year(read(values[n])) if column=='year' else read(values[n]) for n in names if n in values)), '')
     if not row['doi'] and (m := _DOI.fullmatch(row['url'])): row['doi'] = m[1]
+    if row['tags'] and not row['keywords'] and _of_database(values): row['keywords'],row['tags'] = row['tags'],''
+    row['tags'] = '; '.join(without(row['tags'].split('; '), row['keywords'].split('; ')))
     return row|{c: to_text(_resolve(v,strings)) for name,v in entry.fields if (c := _own_column(name))}
 
 def _year(s:str)->str:
@@ -264,26 +276,65 @@ def _used(entry:_Block, strings:Mapping[str,_Block])->set[str]:
     return used
 
 # %% ../nbs/05b_bibtex.ipynb #4f0ef92e
+_MOST_PIECES,_MASK = 5,'\ue000'
+_ENTRY = re.compile(r'[ \t]*@(?:(?:string|preamble|comment)\b|\w+[ \t]*[{(]\s*(?:[^\s,]*[ \t]*,|[^\s,]*[ \t]*[})]\s*$))', re.I)
+
+def _lenient(text:str)->list[_Block]:
+    "As `_blocks`; where that fails, a line of an abstract may begin with `@home (x)`."
+    try: return _blocks(text)
+    except ValueError:
+        lines = text.split('\n')
+        masked = '\n'.join([lines[0],*(l.replace('@',_MASK,1) if _AT.match(l) and not _ENTRY.match(l) else l for l in lines[1:])])
+        if masked==text or _MASK in text: raise
+        plain = lambda s: s.replace(_MASK,'@')
+        try: return [b._replace(raw=plain(b.raw), fields=tuple((n,plain(v)) for n,v in b.fields)) for b in _blocks(masked)]
+        except ValueError: pass
+        raise
+
+def _parsed(text:str)->list[_Block]|None:
+    try: return _lenient(text) if '@' in text else []
+    except ValueError: return None
+
+# %% ../nbs/05b_bibtex.ipynb #fc9c1ecb
+def _whole(chunks:Iterable[tuple[int,str]])->Iterator[tuple[int,str,list[_Block]|None]]:
+    "Pieces of a file with their blocks, None for one that is no BibTeX; such a one is tried together with the next few that do not look like an entry."
+    start,held,n = 0,'',0
+    for at,text in chunks:
+        if held and n<_MOST_PIECES and not _ENTRY.match(text):
+            held,n = held+text,n+1
+            if blocks := _parsed(held):
+                yield start,held,blocks
+                held = ''
+            continue
+        if held: yield start,held,None
+        blocks = _parsed(text)
+        start,held,n = at,text if blocks is None else '',0
+        if blocks is not None: yield at,text,blocks
+    if held: yield start,held,None
+
+# %% ../nbs/05b_bibtex.ipynb #5f8bdd86
 class _Reader:
     "Entries of a file in their order, each with what it needs to stand alone."
     def __init__(self, path:str|os.PathLike):
         self.path,self.lead = path,''            # the text since the last entry
         self.strings,self.blocks = dict[str,str](),dict[str,_Block]() # by name: what it stands for, and where that is said
-    def entries(self, start:int, text:str)->Iterator[dict[str,str]]:
+    def entries(self, start:int, text:str, blocks:list[_Block]|None)->Iterator[dict[str,str]]:
         "The rows of a piece of the file."
         try:
-            blocks = _blocks(text)
+            if blocks is None: blocks = _lenient(text)
             for b in blocks:
                 if b.kind=='string': _define(self.strings, b)
         except ValueError as e:
             raise ValueError(f"{self.path}, line {start}: what begins here ({text.strip()[:40]!r}) is no whole entry: {e} Is a brace, a quote or a comma missing?") from e
+        pos = 0
         for b in blocks:
-            before,_,text = text.partition(b.raw)
-            self.lead += before
+            at = text.index(b.raw, pos)
+            self.lead += text[pos:at]
+            pos = at+len(b.raw)
             if b.kind=='entry': yield self.row(b)
             else: self.lead += b.raw
             if b.kind=='string': self.blocks[b.name] = b
-        self.lead += text
+        self.lead += text[pos:]
     def row(self, entry:_Block)->dict[str,str]:
         "An entry as a row; the text before it is used up."
         used = _used(entry, self.blocks)
@@ -292,25 +343,25 @@ class _Reader:
         self.lead = ''
         return _columns(entry, self.strings)|dict(original=original)
 
-# %% ../nbs/05b_bibtex.ipynb #fc9c1ecb
+# %% ../nbs/05b_bibtex.ipynb #d201c63c
 def _rows(path:str|os.PathLike)->Iterator[dict[str,str]]:
     "The entries of a file as rows; `ValueError` if there is none."
     reader,held = _Reader(path),None
     with open_text(path) as f:
-        for start,text in _chunks(f, path):
-            for row in reader.entries(start, text):
+        for start,text,blocks in _whole(_chunks(f, path)):
+            for row in reader.entries(start, text, blocks):
                 if held: yield held
                 held = row
     if not held: raise ValueError(f"{path} holds no BibTeX entry; an entry looks like '@article{{key, title = {{...}}}}'")
     yield held|dict(original=held['original']+reader.lead.rstrip('\n')) if reader.lead.strip() else held
 
-# %% ../nbs/05b_bibtex.ipynb #ac3e4159
+# %% ../nbs/05b_bibtex.ipynb #e929f912
 def frames(
     path:str|os.PathLike, # a file of BibTeX, in the encodings of `open_text`
     size:int=10_000,      # most rows of a frame
 )->Iterator[pd.DataFrame]: # `COLUMNS` of page 05a, columns of our own fields, and `original`: the entry as the file has it; all strings, '' where missing
     "Stream a BibTeX file; `ValueError` names file and line of what is no whole entry, and what `open_text` refuses."
-    return frames_of(_rows(path), COLUMNS, size)
+    return frames_of(_rows(path), COLUMNS, size, path)
 
 # %% ../nbs/05b_bibtex.ipynb #c764466d
 def _spans(entry:_Block)->list[tuple[str,int,int]]:
@@ -323,12 +374,14 @@ def _spans(entry:_Block)->list[tuple[str,int,int]]:
     return spans
 
 # %% ../nbs/05b_bibtex.ipynb #f4774634
-def _edit(entry:_Block, values:Mapping[str,str])->str:
-    "The text of an entry with the values of some fields replaced, or added at its end."
+def _edit(entry:_Block, values:Mapping[str,str|None])->str:
+    "The text of an entry with the values of some fields replaced, added at its end, or where they are None taken away with their field."
     raw,names = entry.raw,{n.lower(): n for n in values}
     spans = [(names[n],a,b) for n,a,b in _spans(entry) if n in names]
-    for name,a,b in reversed(spans): raw = f"{raw[:a]}{{{values[name]}}}{raw[b:]}"
-    added = [n for n in values if n not in {name for name,_,_ in spans}]
+    for name,a,b in reversed(spans):
+        if (v := values[name]) is not None: raw = f"{raw[:a]}{{{v}}}{raw[b:]}"
+        elif m := re.compile(r',?\s*[^\s,{}="]+\s*=\s*$').search(raw, 0, a): raw = raw[:m.start()]+raw[b:]
+    added = [n for n,v in values.items() if v is not None and n not in {name for name,_,_ in spans}]
     if not added: return raw
     indent = m[1] if (m := re.search(r'\n([ \t]*)\S', entry.raw)) else '  '
     body = raw[:-1].rstrip()
@@ -337,20 +390,22 @@ def _edit(entry:_Block, values:Mapping[str,str])->str:
 # %% ../nbs/05b_bibtex.ipynb #44043240
 def _value(column:str, value:str)->str:
     "A column as the value of a field, without delimiters."
-    parts = [to_latex(v) for v in value.split('; ') if v.strip()] if column in ('author','keywords') else [to_latex(value)]
+    if column in ('doi','url') and not _LATEX.search(value): return ' '.join(one_line(value).split())
+    if column=='pages': value = plain_pages(value)
+    parts = [to_latex(v) for v in value.split('; ') if v.strip()] if column in ('author','keywords','tags') else [to_latex(value)]
+    if column=='pages' and value.count('-')==1: return parts[0].replace('-','--')
     if column=='author': return ' and '.join(f'{{{p}}}' if re.search(r'(?:^|\s)and(?:\s|$)', p, re.I) else p for p in parts)
-    return '; '.join(parts)+(';' if column=='keywords' and len(parts)==1 and ',' in parts[0] else '')
+    return '; '.join(parts)+(';' if column in ('keywords','tags') and len(parts)==1 and ',' in parts[0] else '')
 
 # %% ../nbs/05b_bibtex.ipynb #74f068bf
-_TYPES = {name: bib for bib,names in dict(
-    article='jour ejour journalarticle review letter editorial', book='book ebook edbook', incollection='chap echap booksection bookchapter chapter', inproceedings='conf cpaper conferencepaper proceedingsarticle',
-    phdthesis='thes thesis dissertation', techreport='rprt report', unpublished='unpb preprint', online='elec webpage', dataset='data aggr').items() for name in names.split()}
-_KNOWN = set('article book booklet conference inbook incollection inproceedings manual mastersthesis misc phdthesis proceedings techreport unpublished online dataset report thesis collection'.split())
+_TYPES = dict(journalArticle='article', magazineArticle='article', newspaperArticle='article', book='book', editedBook='book', bookSection='incollection', conferencePaper='inproceedings',
+    thesis='phdthesis', report='techreport', manuscript='unpublished', patent='patent', webpage='online', dataset='dataset')
+_KNOWN = set('article book booklet conference inbook incollection inproceedings manual mastersthesis misc phdthesis proceedings techreport unpublished online dataset report thesis collection patent'.split())
 
 def _type(row:Mapping[str,str])->str:
     "The type of entry for a record of any origin."
     name = row.get('item_type','')
-    return name if name.lower() in _KNOWN else _TYPES.get(re.sub('[^a-z]','',name.lower()), 'article' if row.get('journal') else 'misc')
+    return name if name.lower() in _KNOWN else _TYPES.get(type_name(name), 'misc' if name or not row.get('journal') else 'article')
 
 # %% ../nbs/05b_bibtex.ipynb #ab7a96f9
 def _key(row:Mapping[str,str])->str:
@@ -360,28 +415,40 @@ def _key(row:Mapping[str,str])->str:
     return plain(row.get('id','')) or plain((row.get('author','').split(',')[0]+row.get('year','')+word).lower())[:60] or 'record'
 
 # %% ../nbs/05b_bibtex.ipynb #5479c131
+def _words(row:Mapping[str,str])->dict[str,str]:
+    "The fields of keywords: all words for people, and those of the paper once more to be told from tags."
+    own,all_words = row.get('keywords',''),'; '.join(filter(None,(row.get('tags',''),row.get('keywords',''))))
+    return {n: v for n,v in dict(author_keywords=_value('keywords',own), keywords=_value('keywords',all_words)).items() if v}
+
 def _new_entry(row:Mapping[str,str], own:Mapping[str,str], key:str)->str:
-    "An entry from columns."
+    "An entry from columns; an id and a type that BibTeX has no room for in fields of ours."
     from bibtexparser import Library, write_string
     from bibtexparser.model import Entry, Field
     kind = _type(row)
-    values = {'booktitle' if c=='journal' and kind.startswith(('inc','inp','inb')) else _NAMES[c][0]: _value(c,row[c]) for c in _NAMES if one_line(row.get(c,''))}|dict(own)
+    stated = dict(id=row.get('id','') if row.get('id','')!=key else '', item_type=row.get('item_type','') if type_name(row.get('item_type',''))!=type_name(kind) else '')
+    columns = [c for c in _NAMES if c not in ('keywords','tags') and one_line(row.get(c,''))]
+    values = {'booktitle' if c=='journal' and kind.startswith(('inc','inp','inb')) else _NAMES[c][0]: _value(c,row[c]) for c in columns}
+    values |= _words(row)|{_own_name(c): to_latex(v) for c,v in stated.items() if one_line(v)}|dict(own)
     return write_string(Library([Entry(kind, key, [Field(n,v) for n,v in values.items()])])).rstrip('\n')
 
 # %% ../nbs/05b_bibtex.ipynb #7453e3ea
-def _changes(entry:_Block, row:Mapping[str,str], notes:Sequence[str], strings:Mapping[str,str], same:Callable[[str,str,str],bool])->dict[str,str]:
-    "The fields of an entry that a row says otherwise, with their new values."
-    old,names,new = _columns(entry, strings),{n.lower() for n,_ in entry.fields},dict[str,str]()
-    for c in _NAMES:
-        if not one_line(row.get(c,'')) or same(c,old[c],row[c]): continue
+def _changes(entry:_Block, row:Mapping[str,str], notes:Sequence[str], strings:Mapping[str,str], same:Callable[[str,str,str],bool], clear:bool=False)->dict[str,str|None]:
+    "The fields of an entry that a row says otherwise, with their new values; None for those to be taken away."
+    old,names,new = _columns(entry, strings),{n.lower() for n,_ in entry.fields},dict[str,str|None]()
+    changed = [c for c in _NAMES if one_line(row.get(c,'')) and not same(c,old[c],row[c])]
+    for c in changed:
+        if c in ('keywords','tags'): continue
         held = [n for n in _NAMES[c] if n in names]
         new[held[0] if held else _NAMES[c][0]] = _value(c,row[c])
-    return new|{_own_name(c): to_latex(row[c]) for c in notes if one_line(row.get(c,'')) and not same(c,old.get(c,''),row[c])}
+    if {'keywords','tags'}&{*changed}: new |= _words({c: row[c] if c in changed else old[c] for c in ('keywords','tags')})
+    new |= {_own_name(c): to_latex(row[c]) for c in notes if one_line(row.get(c,'')) and not same(c,old.get(c,''),row[c])}
+    return new|{_own_name(c): None for c in notes if clear and c in old and not one_line(row.get(c,''))}
 
 # %% ../nbs/05b_bibtex.ipynb #0c442d59
 class _Writer:
     "Writes records as BibTeX, each `@string` and `@preamble` once as long as it stays the same, new keys once each."
-    def __init__(self, same:Callable[[str,str,str],bool]=same_value):
+    def __init__(self, same:Callable[[str,str,str],bool]=same_value, clear:bool=False):
+        self.clear = clear # does '' in a column of notes take its field away?
         self.same,self.keys,self.strings,self.preambles = same,set[str](),dict[str,str](),set[str]()
     def unused(self, key:str)->str:
         "The key, with a number behind it if it is taken."
@@ -402,30 +469,34 @@ class _Writer:
     def row(self, row:Mapping[str,str], notes:Sequence[str])->str:
         "A record as BibTeX."
         text = row.get('original','')
-        try: blocks = _blocks(text) if '@' in text else []
+        try: blocks = _lenient(text) if '@' in text else []
         except ValueError: blocks = []
         if sum(b.kind=='entry' for b in blocks)!=1: return _new_entry(row, {_own_name(c): to_latex(row[c]) for c in notes if one_line(row.get(c,''))}, self.unused(_key(row)))
-        strings,parts = dict[str,str](),list[str]()
+        strings,parts,pos = dict[str,str](),list[str](),0
         for b in blocks:
-            before,_,text = text.partition(b.raw)
-            parts.append(before)
+            at = text.index(b.raw, pos)
+            parts.append(text[pos:at])
+            pos = at+len(b.raw)
             if b.kind=='string': _define(strings, b)
             if b.kind=='entry':
                 self.keys.add(b.name.lower())
-                changes = _changes(b, row, notes, strings, self.same)
+                changes = _changes(b, row, notes, strings, self.same, self.clear)
                 parts.append(_edit(b, changes) if changes else b.raw)
             elif not self.again(b): parts.append(b.raw)
-        return ''.join([*parts,text]).strip('\n')
+        return ''.join([*parts,text[pos:]]).strip('\n')
 
 # %% ../nbs/05b_bibtex.ipynb #18967a5c
 def write(
     df:pd.DataFrame|Iterable[pd.DataFrame], # records, or frames of them
     path:str|os.PathLike,                   # the file, UTF-8
-    notes:Sequence[str]|None=None,          # the columns that become fields `ipbes_...`; None: all but the fields, `source` and `original`
+    notes:Sequence[str]|None=None,          # the columns that become fields `ipbes_...`, and of which '' takes away the field that a record has; None: all but the fields, `source` and `original`, and '' takes nothing away
     same:Callable[[str,str,str],bool]=same_value, # of a column: do what the file says and what the table says mean the same?
 )->int:                                     # how many records were written
-    "Write BibTeX atomically, frame by frame; `ValueError` names the record that cannot be written."
-    n,writer = 0,_Writer(same)
+    """Write BibTeX atomically, frame by frame; `ValueError` names the record that cannot be written.
+
+    With `notes` the table has the last word about them, as in `ris.write`.
+    """
+    n,writer = 0,_Writer(same, notes is not None)
     with atomic_path(path) as tmp, open(tmp,'w',encoding='utf-8',newline='\n') as f:
         for frame in [df] if isinstance(df,pd.DataFrame) else df:
             own = note_columns(map(str,frame.columns), notes)
