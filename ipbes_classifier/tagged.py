@@ -8,6 +8,7 @@ __all__ = ['WOS_COLUMNS', 'NBIB_COLUMNS', 'wos_frames', 'nbib_frames', 'write_wo
 # %% ../nbs/05d_tagged.ipynb #dfdfeee4
 import os
 import re
+import warnings
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -18,6 +19,7 @@ from .files import atomic_path
 from .formats import open_text
 
 # %% ../nbs/05d_tagged.ipynb #02cc158c
+_JOINED = re.compile('EF\ufeff?FN( |$)') # the end of one file and the start of the next, without a line end
 _MAX = 16<<20 # characters of a record; one without an end must not fill the memory
 
 def _wos_texts(lines, path):
@@ -25,7 +27,8 @@ def _wos_texts(lines, path):
     record:list[str] = []
     start = size = 0
     for n,line in enumerate(lines,1):
-        line = line.rstrip('\n')
+        line = line.rstrip('\n').removeprefix('\ufeff')
+        if _JOINED.match(line): line = 'EF'
         tag = line[:2] if line[2:3] in ('',' ') else ''
         if record and (tag in ('PT','FN','EF') or size>_MAX): raise _no_end(path, start)
         if not record:
@@ -75,7 +78,7 @@ def _blocks(text, tag, path, start):
 # %% ../nbs/05d_tagged.ipynb #12a69897
 _NAMES = {'AU','AF','BA','BF','BE','CA','GP'}
 WOS_TAGS = dict(title=('TI',), abstract=('AB',), year=('PY','EY'), doi=('DI','D2'), keywords=('DE',), language=('LA',), author=('AF','AU','BF','BA','CA'),
-    journal=('SO',), item_type=('DT',), id=('UT',))
+    journal=('SO',), item_type=('DT',), id=('UT',), volume=('VL',), issue=('IS',), pages=('BP','EP'), issn=('SN','EI'), publisher=('PU',))
 
 def _wos_values(blocks):
     "Column -> (tag, text) of a record of Web of Science."
@@ -83,7 +86,8 @@ def _wos_values(blocks):
     for tag,lines in blocks:
         text = ('; ' if tag in _NAMES else ' ').join(l for l in lines if l)
         texts[tag] = f'{texts[tag]} {text}' if tag in texts else text
-    return {c: next(((t,texts[t]) for t in tags if texts.get(t)),('','')) for c,tags in WOS_TAGS.items()}
+    found = {c: next(((t,texts[t]) for t in tags if texts.get(t)),('','')) for c,tags in WOS_TAGS.items()}
+    return found|dict(pages=(found['pages'][0], '-'.join(dict.fromkeys(texts[t] for t in WOS_TAGS['pages'] if texts.get(t)))))
 
 # %% ../nbs/05d_tagged.ipynb #015f5a52
 def _wos_row(text, path, start):
@@ -102,7 +106,7 @@ def _nbib_row(text, path, start):
     year = re.search(r'\d{4}', first('DP','DEP'))
     return dict(title=first('TI','BTI','TT'), abstract=first('AB','OAB'), year=year[0] if year else '', doi=dois[0] if dois else '',
         keywords='; '.join(v.lstrip('*') for v in texts.get('OT',[])), language=first('LA'), author=several('FAU','AU','CN'), journal=first('JT','TA'),
-        item_type=several('PT'), id=first('PMID'), url=f"https://pubmed.ncbi.nlm.nih.gov/{first('PMID')}/", original=text)
+        item_type=several('PT'), id=first('PMID'), volume=first('VI'), issue=first('IP'), pages=first('PG'), issn=first('IS')[:9], publisher=first('PB'), url=f"https://pubmed.ncbi.nlm.nih.gov/{first('PMID')}/", original=text)
 
 # %% ../nbs/05d_tagged.ipynb #ad32332f
 WOS_COLUMNS = (*WOS_TAGS,'original')
@@ -150,15 +154,22 @@ def _changed(column, old, new):
         plain = lambda s: re.sub(r'^(https?://(dx\.)?doi\.org/|doi:\s*)', '', s.strip().lower())
         return plain(new) not in plain(old) if column=='year' else plain(new)!=plain(old)
     if column=='author': return [*map(str.strip,old.split(';'))]!=[*map(str.strip,new.split(';'))]
+    if column=='pages': return re.sub('[-‐-―]+','-',new)!=old
     return new!=old
 
 # %% ../nbs/05d_tagged.ipynb #d7d8252f
-_NEW = dict(author='AU', title='TI', journal='SO', language='LA', item_type='DT', keywords='DE', abstract='AB', year='PY', doi='DI', id='UT') # tags of a record that is made new, in order
+_NEW = dict(author='AU', title='TI', journal='SO', language='LA', item_type='DT', keywords='DE', abstract='AB', publisher='PU', issn='SN', year='PY', volume='VL', issue='IS', pages='BP', doi='DI', id='UT') # tags of a record that is made new, in order
+
+def _tags(column, tag, value):
+    "The tags that hold a column, with the value of each; the first and the last page have one each."
+    if column!='pages': return [(tag,value)]
+    first,_,last = re.sub('[-‐-―]+','-',value).partition('-')
+    return [('BP',first),('EP',last)]
 
 def _revised(original, row, where):
     "The text of a record with the fields that differ from `row` made new, in place; those it did not have come before `ER`."
     values = _wos_values(_blocks(original,_WOS_TAG,where,1))
-    new = {values[c][0] or _NEW[c]: _cell(row[c]) for c in WOS_TAGS if c in row and _changed(c,values[c][1],_cell(row[c]))}
+    new = {t: v for c in WOS_TAGS if c in row and _changed(c,values[c][1],_cell(row[c])) for t,v in _tags(c,values[c][0] or _NEW[c],_cell(row[c]))}
     out,tag,done = [],'',set()
     for line in original.split('\n'):
         if named := not line.startswith('  ') and _WOS_TAG.fullmatch(line): tag = named[1]
@@ -170,7 +181,7 @@ def _revised(original, row, where):
 
 # %% ../nbs/05d_tagged.ipynb #e6c71786
 def write_wos(
-    df:pd.DataFrame,      # any of `WOS_COLUMNS`; other columns have no tag and are left out
+    df:pd.DataFrame,      # any of `WOS_COLUMNS`; other columns have no tag and are left out, with a warning that names them
     path:str|os.PathLike, # .txt
 )->Path:                  # `path`
     """Write records as plain text of Web of Science, atomically; a record whose `original` is of that format from its own lines.
@@ -178,6 +189,8 @@ def write_wos(
     UTF-8 with byte order mark, as the database itself writes it. `ValueError` names the record that cannot be written.
     """
     columns = [c for c in WOS_COLUMNS if c in df]
+    lost = [str(c) for c in df if c not in (*WOS_COLUMNS,'source','url') and any(map(_cell,df[c]))]
+    if lost: warnings.warn(f"{path}: plain text of Web of Science has no place for {', '.join(map(repr,lost[:10]))}; these columns are left out. Write .ris, .bib or a table to keep them.", stacklevel=2)
     with atomic_path(path) as tmp, open(tmp,'w',encoding='utf-8-sig',newline='\n') as f:
         f.write('FN Clarivate Analytics Web of Science\nVR 1.0\n')
         for n,values in enumerate(zip(*(df[c] for c in columns)),1):
@@ -191,5 +204,5 @@ def _wos_text(row, where):
     "A row as the text of a record."
     original = row.get('original')
     if isinstance(original,str) and re.fullmatch(r'PT .*\nER ?', original, re.S): return _revised(original,row,where)
-    lines = [l for c,tag in _NEW.items() for l in _field(tag,_cell(row.get(c)))]
+    lines = [l for c,tag in _NEW.items() for t,v in _tags(c,tag,_cell(row.get(c))) for l in _field(t,v)]
     return '\n'.join(['PT J',*lines,'ER'])

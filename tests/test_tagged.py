@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from ipbes_classifier.tagged import WOS_COLUMNS, WOS_TAGS, nbib_frames, wos_frames, write_wos
 
 TEXT = st.text(st.characters(exclude_categories=['Cs']), max_size=40) # whatever a file of text can hold
-ROW = st.fixed_dictionaries(dict.fromkeys(WOS_TAGS,TEXT))
-FREE = [c for c in WOS_TAGS if c not in ('doi','year','language')] # the others are not rewritten where only their spelling differs
+ROW = st.fixed_dictionaries(dict.fromkeys(WOS_TAGS,TEXT)|dict(pages=st.sampled_from(['','e12','1-9','S1-S4'])))
+FREE = [c for c in WOS_TAGS if c not in ('doi','year','language','pages')] # the others are not rewritten where only their spelling differs
 
 NBIB = 'PMID- 1\nTI  - Bees of a\n      meadow\nLID - 10.1/b [doi]\nAB  - Some.\nFAU - Okoye, Ada\nDP  - 2019 Jun\n\nPMID- 2\nTI  - Wasps\n'
 WOS = 'FN Clarivate Analytics Web of Science\nVR 1.0\nPT J\nAU Okoye, A\n   Chen, D\nTI Bees\n   of a meadow\nAB Some.\nX9 kept\nPY 2019\nER\n\nPT J\nTI Wasps\nER\n\nEF\n'
@@ -52,7 +52,7 @@ def test_a_changed_field_changes_nothing_else(tmp_path_factory, row, changes):
     assert again[list(WOS_TAGS)].to_dict('records')==[held(row|changes)]
     assert '\nCR Smith, 2001\n   Jones, 2003\nX9 kept\n' in again['original'][0]
     tags = lambda text: [l[:2] for l in text.split('\n') if not l.startswith('  ')]
-    assert {*tags(again['original'][0])}-{*tags(first['original'][0])} <= {'TI','AB','DE','AU','SO','DT','UT'}
+    assert {*tags(again['original'][0])}-{*tags(first['original'][0])} <= {'TI','AB','DE','AU','SO','DT','UT','VL','IS','SN','PU'}
 
 
 @settings(max_examples=150, deadline=None)
@@ -142,3 +142,31 @@ def test_records_are_written_back_as_they_were(tmp_path):
     df.loc[1,'doi'] = '10.1234/wasps'
     write_records(df, tmp_path/'out.txt')
     assert (tmp_path/'out.txt').read_text(encoding='utf-8')==path.read_text(encoding='utf-8').replace('TI Wasps\n','TI Wasps\nDI 10.1234/wasps\n')
+
+
+@pytest.mark.parametrize('between', ['\n\ufeff','\ufeff','','\r\n'])
+def test_files_put_behind_one_another(tmp_path, between):
+    (tmp_path/'a.txt').write_text('\ufeff'+WOS.rstrip('\n')+between+WOS, encoding='utf-8')
+    assert read(tmp_path/'a.txt')['title'].tolist()==['Bees of a meadow','Wasps']*2
+
+
+def test_volume_issue_pages_issn_and_publisher(tmp_path):
+    place = dict(volume='12', issue='3', pages='11-19', issn='1234-567X', publisher='PRESS')
+    (tmp_path/'a.txt').write_text('PT J\nTI Bees\nPU PRESS\nSN 1234-567X\nVL 12\nIS 3\nBP 11\nEP 19\nER\n')
+    df = read(tmp_path/'a.txt')
+    assert df.iloc[0][list(place)].to_dict()==place
+    change = dict(volume='13', issue='4', pages='e20', issn='0000-0001', publisher='OTHER')
+    new = read(write_wos(df.assign(**change), tmp_path/'b.txt'))
+    assert new.iloc[0][list(place)].to_dict()==change and 'EP' not in new['original'][0]
+    assert read(write_wos(df.drop(columns='original'), tmp_path/'b.txt')).iloc[0][list(place)].to_dict()==place
+    write_wos(df.assign(pages='11–19'), tmp_path/'b.txt')
+    assert read(tmp_path/'b.txt')['original'].tolist()==df['original'].tolist()
+    (tmp_path/'a.nbib').write_text('PMID- 1\nTI  - Wasps\nVI  - 12\nIP  - 3\nPG  - 11-19\nIS  - 1234-567X (Electronic)\n')
+    assert next(nbib_frames(tmp_path/'a.nbib')).iloc[0][list(place)].to_dict()==place|dict(publisher='')
+
+
+def test_labels_do_not_get_lost_without_a_word(tmp_path):
+    with pytest.warns(UserWarning, match=r"b\.txt: .*no place for 'IAS', 'IAS_score'; these columns are left out"): write_wos(pd.DataFrame(dict(title=['Bees'],IAS=[1],IAS_score=[.5],empty=[''])), tmp_path/'b.txt')
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        write_wos(pd.DataFrame(dict(title=['Bees'],IAS=[None],source=['x'])), tmp_path/'b.txt')
