@@ -519,7 +519,7 @@ def records(
     layout:Annotated[str|None, typer.Option('--layout','-l', help='Columns of a table: zotero, asreview, wos, scopus, or records for those used here; default: as in the input')]=None,
     label:Annotated[str, typer.Option('--label', help="The label that ASReview's decision, its column or note `included`, is about")]='',
 )->None:
-    "Write records in another format, for Zotero, EndNote, ASReview, a spreadsheet; nothing that it can hold is lost."
+    "Write records in another format, for Zotero, EndNote, ASReview, a spreadsheet; within a format nothing is lost; between formats go the texts, people, journal, year, DOI, labels and scores."
     from ipbes_classifier.formats import FORMATS
     from ipbes_classifier.records import convert_records
     counts = convert_records(files, out, layout, label)

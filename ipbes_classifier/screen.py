@@ -18,7 +18,7 @@ from .files import atomic_path
 from .hub import checkpoint_folder
 from .memory import explain_memory
 from .models import Model, load_model, model_version
-from .records import check_overwrite, clean_records, clean_texts, iter_records, to_records, write_records
+from .records import check_decisions, check_overwrite, clean_records, clean_texts, iter_records, to_records, write_records
 from .results import read_decisions
 from .tables import SheetWriter
 from .thresholds import Calibration, calibrate
@@ -123,10 +123,11 @@ def predict(
     out = Path(out)
     if out.suffix not in (*_TABLES,*_REFERENCES): raise ValueError(f"{out}: unknown suffix {out.suffix!r}; known are {', '.join((*_TABLES,*_REFERENCES))}")
     check_overwrite([path], [out])
+    if out.suffix in _REFERENCES: check_decisions(path)
     screener,notes = Screener.load(*models),Counter[str]()
     with tqdm(unit='record', disable=not progress) as bar:
         batches = _scored(path, screener, batch_size, notes, bar.update, keep_all=out.suffix in _REFERENCES)
-        if out.suffix in _REFERENCES: write_records((_with_scores(r,t) for r,t in batches), out)
+        if out.suffix in _REFERENCES: write_records((_with_scores(r,t) for r,t in batches), out, drop=_score_notes(screener.labels))
         else: _write_tables((t for _,t in batches), out)
     if say and (words := _lacking(notes,notes.total())): say(words)
     return out
@@ -144,15 +145,20 @@ def _scored(path:str|os.PathLike, screener:Screener, size:int, notes:Counter[str
 
 # %% ../nbs/30_screen.ipynb #df5019ea
 def _with_scores(records:pd.DataFrame, table:pd.DataFrame)->pd.DataFrame:
-    "Records with the columns of their scores."
-    scores = table.drop(columns=['id','title'])
+    "Records with the columns of their scores; a person's own `note` and `model` stay."
+    scores = table.drop(columns=['id','title']).rename(columns=dict(note='screen_note',model='screen_model'))
     return pd.concat([records.drop(columns=[c for c in scores if c in records]), scores.set_axis(records.index)], axis=1)
+
+# %% ../nbs/30_screen.ipynb #e735b7cc
+def _score_notes(labels:Sequence[str])->list[str]:
+    "The notes that scoring writes."
+    return [*(f'{l}_{what}' for l in labels for what in ('score','pred','probability')),'screen_note','screen_model']
 
 # %% ../nbs/30_screen.ipynb #73d54745
 def _lacking(notes:Counter[str], n:int)->str:
     "How many of `n` records lack text, '' if none does."
     parts = [f'{notes[NO_TEXT]} without any text, left unscored']*bool(notes[NO_TEXT])+[f'{notes[NO_ABSTRACT]} without an abstract, scored by the rest']*bool(notes[NO_ABSTRACT])
-    return f"of {n} records, {' and '.join(parts)}: see the column `note`" if parts else ''
+    return f"of {n} records, {' and '.join(parts)}: see the column `note`, in references the note `screen_note`" if parts else ''
 
 # %% ../nbs/30_screen.ipynb #6348d606
 def _numbered(records:pd.DataFrame, start:int)->pd.DataFrame:

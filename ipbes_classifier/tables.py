@@ -79,7 +79,7 @@ def to_layout(
     return pd.DataFrame(out, index=df.index)
 
 # %% ../nbs/05c_tables.ipynb #6a51170c
-_MOST_BYTES,_MOST_CELLS = 512<<20,50_000_000
+_MOST_BYTES,_MOST_CELLS = 512<<20,10_000_000
 _WHERE = re.compile(rb'''<(?:\w+:)?(row|c)\b|\br\s*=\s*["']([A-Za-z]{0,3})(\d{1,9})["']''')
 
 def _parts(z:zipfile.ZipFile, path:str|os.PathLike)->Iterator[tuple[str,Iterator[bytes]]]:
@@ -187,8 +187,8 @@ def _rows(path:str|os.PathLike)->Iterator[list[str]]:
     check_workbook(path)
     with _workbook_errors(path), CalamineWorkbook.from_path(os.fspath(path)) as book:
         if not book.sheet_names: raise ValueError(f"{path} has no sheet")
-        name = next((n for n in book.sheet_names if _has_title(book.get_sheet_by_name(n))), book.sheet_names[0])
-        for row in book.get_sheet_by_name(name).iter_rows():
+        sheet = next((s for s in map(book.get_sheet_by_name,book.sheet_names) if _has_title(s)), None) or book.get_sheet_by_name(book.sheet_names[0])
+        for row in sheet.iter_rows():
             if any(texts := list(map(_text,row))): yield texts
 
 def _has_title(sheet:Any)->bool:
