@@ -99,9 +99,17 @@ _HEADING = re.compile(r'\W{0,5}(?:abstract|summary)\b(?:[ \t]*[:.\-–—?|]+\s|
 _UNSEEN = re.compile('[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff\ufffe\uffff\ud800-\udfff]')
 
 # %% ../nbs/10_records.ipynb #d3c30ea9
+_NO_ABSTRACT = re.compile(r'\W*(?:(?:there is |this \w+ has )?no abstract(?: (?:is |was )?(?:available|provided|supplied|found|given))?(?: for this \w+)?|(?:abstract )?(?:(?:is )?not (?:available|provided)'
+    r'|unavailable)|n[/.]?a|none|null|nan)?\W*', re.I)
+
+def _says_nothing(s):
+    "Is this in place of an abstract?"
+    return len(s)<60 and _NO_ABSTRACT.fullmatch(s) is not None
+
+# %% ../nbs/10_records.ipynb #bc958b8a
 def clean_text(
     s:str,            # as found
-    title:bool=False, # a title keeps a leading "Abstract" or "Summary"
+    title:bool=False, # a title keeps a leading "Abstract" or "Summary", and may say "Not available"
 )->str:               # one line of NFC text without markup
     "Repair the encoding; take out markup, entities, control characters, a heading \"Abstract\"; single spaces."
     if not s: return ''
@@ -109,7 +117,8 @@ def clean_text(
     if not s.isascii(): s = _repair(s)
     if not s.isprintable(): s = unicodedata.normalize('NFC', _UNSEEN.sub('', s))
     if not title and (m:=_HEADING.match(s)): s = s[m.end():]
-    return ' '.join(s.split())
+    s = ' '.join(s.split())
+    return '' if not title and _says_nothing(s) else s
 
 # %% ../nbs/10_records.ipynb #82fbc50f
 def clean_texts(
@@ -255,9 +264,10 @@ def _years(texts):
 
 # %% ../nbs/10_records.ipynb #44101bbc
 _ITEM_TYPES = {w: t for t,words in dict(
-    journalArticle='journalarticle article jour ejour review reviewarticle researcharticle shortsurvey articleinpress editorial inpr',
+    journalArticle='journalarticle article jour ejour review reviewarticle researcharticle shortsurvey articleinpress editorial',
     conferencePaper='conferencepaper proceedingspaper inproceedings conference cpaper conf proceedingsarticle', book='book ebook', thesis='thesis thes dissertation phdthesis mastersthesis',
-    bookSection='booksection bookchapter chap echap incollection inbook', report='report rprt techreport', preprint='preprint', dataset='dataset data',
+    bookSection='booksection bookchapter chap echap incollection inbook', report='report rprt techreport', preprint='preprint unpb unpublished inpr', patent='patent pat', presentation='presentation slide', blogPost='blogpost blog', manuscript='manuscript manscpt',
+    editedBook='editedbook edbook', dataset='dataset data',
     magazineArticle='magazinearticle mgzn', newspaperArticle='newspaperarticle news', webpage='webpage elec online').items() for w in words.split()}|dict.fromkeys(['gen','generic','misc'],'')
 
 def _plain(s): return re.sub(r'[\W_]+', '', s.casefold())
@@ -441,8 +451,9 @@ _PERHAPS = ('.txt','.json')
 
 def _missing(path):
     "The error for a file that is not there: what the folder holds instead."
-    beside = sorted(p.name for p in path.parent.iterdir())[:10] if path.parent.is_dir() else []
-    return FileNotFoundError(f"{path}: no such file"+(f"; {path.parent} holds {', '.join(beside)}" if beside else ''))
+    beside = sorted(p.name for p in path.parent.iterdir() if p.name[0]!='.') if path.parent.is_dir() else []
+    near = get_close_matches(path.name, beside, 1)
+    return FileNotFoundError(f"{path}: no such file"+(f"; {path.parent} holds {', '.join(beside[:10])}" if beside else '')+(f". Did you mean {near[0]}?" if near else ''))
 
 def _is_records(path):
     "Is a file of a folder one of records, by its name, or by its content where the name can mean anything?"

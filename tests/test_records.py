@@ -1,11 +1,14 @@
 """What the page on records need not show: odd bytes, odd types, random text."""
+import os
+import subprocess
+import sys
 import unicodedata
 
 import pandas as pd
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from ipbes_classifier.records import (FIELDS, clean_text, iter_records, normalise_doi, normalise_language, normalise_title, read_records,
+from ipbes_classifier.records import (FIELDS, clean_text, convert_records, iter_records, normalise_doi, normalise_language, normalise_title, read_records,
                                       to_records, write_records)
 
 dirt = st.lists(st.sampled_from(['<i>','</i>','<jats:p>','</jats:p>','<',' > ','&amp;','&lt;','&#8211;','&','\x00','\u200b','e\u0301','\xa0','Ã©','â€™','\n',
@@ -36,6 +39,28 @@ def test_keys_never_fail_and_are_stable(s):
     ('<jats:title>Abstract</jats:title><jats:sec><jats:title>Aim</jats:title><jats:p>We ask.</jats:p></jats:sec>','Aim We ask.'),
     ('<mml:math><mml:mi>x</mml:mi><mml:mo>&lt;</mml:mo><mml:mn>3</mml:mn></mml:math>','x<3')])
 def test_markup(s, t): assert clean_text(s)==t
+
+
+@pytest.mark.parametrize('s', ['[No abstract available]','No abstract available.','No abstract','<p>No abstract was provided</p>','Abstract not available.','Abstract: Not available','N/A','n.a.','NA','None','nan','...','\u2014'])
+def test_a_sentence_in_place_of_an_abstract_is_none(s, tmp_path):
+    assert clean_text(s)=='' and clean_text(f'We ask. {s}')!=''
+    write_records(pd.DataFrame({'Title':['Pines'],'EID':['2-s2.0-1'],'Abstract':[s]}), tmp_path/'scopus.csv')
+    df = read_records(tmp_path/'scopus.csv', keep_all=True)
+    write_records(df, tmp_path/'a.ris')
+    assert read_records(tmp_path/'a.ris').abstract.map(clean_text).tolist()==['']
+    write_records(df, tmp_path/'again.csv', 'scopus')
+    assert pd.read_csv(tmp_path/'again.csv', keep_default_na=False).Abstract.tolist()==[s], 'a table goes back as it was'
+
+
+@pytest.mark.parametrize('s', ['No abstract concept is needed.','None of the sites was grazed.','NA+ channels of wheat','Nan Madol is a ruined city.','Not available to goats.'])
+def test_a_short_abstract_stays(s): assert clean_text(s)==s
+
+
+def test_the_error_for_a_missing_file_names_what_is_there(tmp_path):
+    for name in ('.locks','.zotero_IAS.sqlite','zotero_ias.csv','corpus.parquet'): (tmp_path/name).write_text('x')
+    with pytest.raises(FileNotFoundError) as e: read_records(tmp_path/'zotero_IAS.csv')
+    assert str(e.value).endswith(f"zotero_IAS.csv: no such file; {tmp_path} holds corpus.parquet, zotero_ias.csv. Did you mean zotero_ias.csv?")
+    with pytest.raises(FileNotFoundError, match='holds corpus.parquet, zotero_ias.csv$'): read_records(tmp_path/'plants.ris')
 
 
 def test_numbers_lists_and_missing_values_become_strings():
@@ -93,3 +118,32 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     write_records(pd.DataFrame(dict(title=['old'])), tmp_path/'a.csv')
     with pytest.raises(ValueError, match="cannot be written"): write_records(pd.DataFrame(dict(title=[object()])), tmp_path/'a.csv')
     assert read_records(tmp_path/'a.csv').title.tolist()==['old'] and len(list(tmp_path.iterdir()))==1
+
+
+def test_the_later_decision_of_asreview_counts_once(tmp_path):
+    pd.DataFrame(dict(title=['a','b','c','d'],abstract=['x']*4,included=['1','0','','1'],asreview_label=['0','1','1',''])).to_csv(tmp_path/'v2.csv', index=False)
+    for name in ('v2.ris','v2.bib'):
+        convert_records([tmp_path/'v2.csv'], tmp_path/name)
+        assert read_records(tmp_path/name).included.tolist()==['0','1','1','1'], name
+    assert (tmp_path/'v2.ris').read_text().count('ASReview_')==4
+
+
+def test_a_label_called_as_a_library_column_travels(tmp_path):
+    df = pd.DataFrame(dict(title=['a'],abstract=['x'],GA=['1'],IS=['0'],remark=['read']))
+    for name in ('a.ris','a.bib'):
+        write_records(df, tmp_path/name)
+        assert read_records(tmp_path/name)[['GA','IS','remark']].values.tolist()==[['1','0','read']]
+
+
+def test_columns_come_in_the_same_order_in_each_process(tmp_path):
+    (tmp_path/'a.ris').write_text('TY  - JOUR\nTI  - Ants\nAU  - Ito, A\nJO  - Life\nER  - \n')
+    code = f"from ipbes_classifier.records import read_records; print(list(read_records({str(tmp_path/'a.ris')!r})))"
+    said = {subprocess.run([sys.executable,'-c',code], env=os.environ|dict(PYTHONHASHSEED=str(n)), capture_output=True, text=True, check=True).stdout for n in range(3)}
+    assert len(said)==1
+
+
+@pytest.mark.parametrize('kind', ['patent','presentation','blogPost','preprint','magazineArticle','newspaperArticle','thesis','bookSection','conferencePaper'])
+@pytest.mark.parametrize('name', ['a.ris','a.bib'])
+def test_a_type_comes_back(name, kind, tmp_path):
+    write_records(pd.DataFrame(dict(title=['a'],journal=['Life'],item_type=[kind])), tmp_path/name)
+    assert read_records(tmp_path/name).item_type.tolist()==[kind]
