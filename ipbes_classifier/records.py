@@ -604,7 +604,7 @@ def write_records(
     df:pd.DataFrame|Iterable[pd.DataFrame], # records, any columns; or frames of them, which references are written from one by one
     path:str|os.PathLike,                   # .csv, .tsv, .parquet, .xlsx, .ris, .bib, or .txt for the plain text of Web of Science
     layout:str|None=None,                   # of a table: one of `tables.LAYOUTS`, the columns of another program; None or 'records' for those it has
-    drop:Sequence[str]=(),                  # columns whose notes are taken out of a reference that says '' there; others are left as they are
+    drop:Sequence[str]=(),                  # columns of notes about which the records have the last word: '' takes the note out of a reference
 )->Path:                                    # `path`
     """Write records atomically; the same records give the same bytes. What was read with `keep_all` goes back as it was where nobody changed it.
 
