@@ -20,7 +20,8 @@ from ipbes_classifier.best_settings import Best, read_searches, write_best
 from ipbes_classifier.cli import main
 from ipbes_classifier.config import load_config, project_path
 from ipbes_classifier.folds import make_folds, read_fold, write_folds
-from ipbes_classifier.hpo import ray_session, search
+from ipbes_classifier.cluster import ray_session
+from ipbes_classifier.hpo import search
 from ipbes_classifier.results import read_results
 
 os.environ.setdefault('RAY_worker_niceness', '0')  # trials at the priority of any other test
