@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['read_dataset', 'sample_negatives', 'Split', 'Trained', 'decide', 'make_split', 'rows_hash', 'own_code',
-           'training_identity', 'train', 'save_trained']
+           'training_identity', 'n_parameters', 'train', 'save_trained']
 
 # %% ../nbs/22_train.ipynb #bea5c1bc
 import os
 import shutil
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -27,7 +28,7 @@ from .files import atomic_dir, file_hash, locked, obj_hash, write_errors, write_
 from .folds import Fold, read_fold
 from .metrics import evaluate
 from .losses import find_loss
-from .memory import explain_memory
+from .memory import explain_memory, peak_memory
 from .models import Model, find_model, is_own, known_model, label_matrix, loss_of, make_model, model_hash
 from .models import model_name as model_name_of
 from .provenance import device_name, seed_everything, timed, versions, write_provenance
@@ -88,6 +89,7 @@ class Trained:
     seconds:float
     best:Best|None = None                    # the search that its settings are from
     code:dict[str,str] = field(default_factory=dict) # of `own_code`
+    cost:dict[str,Any] = field(default_factory=dict) # of `_cost`
 
 # %% ../nbs/22_train.ipynb #be49d85c
 def decide(
@@ -150,6 +152,49 @@ def training_identity(
     return dict(data=data_hash, rows=rows_hash(fold), run=asdict(r), model=model, seed=s.seed, labels=label_names(s), input=asdict(s.input),
                 training=asdict(model_training(s,model)), baseline=asdict(s.baseline), encoder=model_hash(model,s.root), base=dict(base or {}),
                 code=own_code(s,model,loss), versions=versions(), device=device_name())
+
+# %% ../nbs/22_train.ipynb #8007aaaf
+def n_parameters(
+    model:Model,   # a fitted model
+)->int|None:       # None if nobody can tell
+    """How many numbers a model has learnt: weights of an encoder, coefficients of a linear model (features x labels, and a constant each), nodes of a forest.
+
+    A model of your own says it by an attribute `n_parameters`; an ensemble by the sum of its members.
+    """
+    m:Any = model
+    if m.kind=='encoder': return sum(p.numel() for p in m.model.parameters())
+    if m.kind=='baseline': return sum(_fitted_size(e) for e in m.pipeline[1].estimators_)
+    if m.kind=='own' and (n := getattr(m.model,'n_parameters',None)) is not None: return int(n() if callable(n) else n)
+    return None
+
+# %% ../nbs/22_train.ipynb #1075013d
+def _fitted_size(e:Any)->int:
+    "Numbers that a fitted estimator of one label holds."
+    if hasattr(e,'estimators_'): return sum(tree.tree_.node_count for tree in e.estimators_)
+    return int(e.coef_.size+np.size(e.intercept_))
+
+# %% ../nbs/22_train.ipynb #a00f87f6
+@contextmanager
+def _clock()->Iterator[dict[str,float]]:
+    "Wall-clock and processor seconds of a block, in the dict that it yields."
+    used,t0,cpu0 = dict(seconds=0.,cpu_seconds=0.),time.perf_counter(),time.process_time()
+    try: yield used
+    finally: used.update(seconds=round(time.perf_counter()-t0,3), cpu_seconds=round(time.process_time()-cpu0,3))
+
+# %% ../nbs/22_train.ipynb #ff20635c
+def _cost(model:Model, log:Sequence[Mapping], fit:Mapping, scoring:Mapping, n_scored:int, memory:Mapping)->dict:
+    "What a training took: seconds, epochs, memory in MB of 10**6 bytes, parameters; how long `n_scored` records took to score."
+    m:Any = model
+    encoder,before = m.kind=='encoder',getattr(m,'seconds_before',0.)
+    return dict(fit_seconds=round(fit['seconds']+before,3), resumed_after=round(before,3), fit_cpu_seconds=fit['cpu_seconds'], epochs=max((x['epoch'] for x in log if 'epoch' in x), default=None),
+                score_seconds=scoring['seconds'], score_cpu_seconds=scoring['cpu_seconds'], scored=n_scored, **memory, parameters=n_parameters(model),
+                device=device_name() if encoder else f'cpu ({_threads(m)} threads)')
+
+# %% ../nbs/22_train.ipynb #8662569c
+def _threads(m:Any)->int:
+    "How many threads a model that is no encoder may use."
+    if m.kind=='baseline' and not hasattr(m.pipeline[1].estimators_[0],'estimators_'): return 1
+    return len(os.sched_getaffinity(0)) if hasattr(os,'sched_getaffinity') else os.cpu_count() or 1
 
 # %% ../nbs/22_train.ipynb #0df56026
 def _settings(settings:Settings|None, config:Any, overrides:Sequence[str], with_title:bool|None, with_keywords:bool|None,
@@ -232,16 +277,17 @@ def train(
     r = Run(model.name, loss_of(name,loss,s.root), fold, run, s.input.with_title, s.input.with_keywords, sampled)
     train_records,dev_records = sample_negatives(data.iloc[rows.train], labels, sampled, s.seed+run),data.iloc[rows.dev]
     with _only_one(s, r):
-        with timed() as took:
+        with timed() as took,peak_memory() as memory:
             identity = training_identity(s, name, r, file_hash(path), rows, loss, getattr(model,'base',None))
-            log = _fit(s, model, r, train_records, dev_records, identity, resume)
-            with explain_memory(f'scoring dev and test with {model.name}', _advice(s,model)):
+            with _clock() as fit: log = _fit(s, model, r, train_records, dev_records, identity, resume)
+            with explain_memory(f'scoring dev and test with {model.name}', _advice(s,model)),_clock() as scoring:
                 dev_scores,test_scores = model.scores(dev_records),model.scores(data.iloc[rows.test])
+        cost = _cost(model, log, fit, scoring, len(dev_scores)+len(test_scores), memory)
         thresholds,calibrations = decide(s, label_matrix(dev_records,labels), dev_scores)
         dev = make_split(dev_records, dev_scores, labels, thresholds, calibrations)
         test = make_split(data.iloc[rows.test], test_scores, labels, thresholds, calibrations)
         measures = evaluate(test.y, test.scores, test.preds, labels, test.probs)
-        done = Trained(s, r, model, rows, data, train_records, log, thresholds, calibrations, dev, test, measures, {}, took['seconds'], best, identity['code'])
+        done = Trained(s, r, model, rows, data, train_records, log, thresholds, calibrations, dev, test, measures, {}, took['seconds'], best, identity['code'], cost)
         return save_trained(done, took)
 
 # %% ../nbs/22_train.ipynb #2204b91b
@@ -262,7 +308,7 @@ def save_trained(
             write_text(folder/'README.md', model_card(t))
             write_json(folder/'predictions.json', {k:predictions_hash(v) for k,v in tables.items()})
             write_provenance(folder, s, inputs, run=asdict(r), n=dict(train=len(t.train), dev=len(t.dev.y), test=len(t.test.y)), search=asdict(t.best) if t.best else None,
-                         code=t.code, **took)
+                         code=t.code, cost=t.cost, **took)
         t.files = dict(checkpoint=checkpoint)
         for name,table in tables.items(): t.files[name] = write_predictions(table, predictions_path(s,r,name))
         row = result_row(r, t.measures, t.best.n_trials if t.best else 0, t.best.metric if t.best else '')
