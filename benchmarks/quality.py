@@ -13,14 +13,14 @@ from pathlib import Path
 import pandas as pd
 
 from ipbes_classifier.compare import Comparison, find_predictions, leaderboard, paired_difference, read_comparison, with_source_only
-from ipbes_classifier.config import load_config, project_path
-from ipbes_classifier.files import file_hash, read_json, write_json
+from ipbes_classifier.config import project_path
+from ipbes_classifier.files import file_hash, write_json
 from ipbes_classifier.folds import read_clusters
 from ipbes_classifier.metrics import Predictions
 from ipbes_classifier.pipeline import run_grid
-from ipbes_classifier.project import init_project, preprocess_project, split_project
-from ipbes_classifier.provenance import device_name, git_commit, versions
 from ipbes_classifier.records import read_records
+
+from small_cut import machine, make_project, real_data, results_file
 
 MODELS = ['tfidf-logreg','minilm']
 SETTINGS = ['paths.dataset=data/cleaned_dataset.parquet','input.max_length=128','ensemble.method=weights','logging.progress=false',
@@ -28,29 +28,6 @@ SETTINGS = ['paths.dataset=data/cleaned_dataset.parquet','input.max_length=128',
             'metric_for_best_model: eval_AP_macro, pos_weight: {IAS: 2, SUA: 8, VA: 8}, optional_negatives: 4000, early_stopping_patience: 0}}']
 QUICK = ['input.max_length=64','baseline.max_features=20000','folds.n_folds=2',
          'models={minilm: {num_train_epochs: 1, learning_rate: 1e-4, per_device_train_batch_size: 16, gradient_accumulation_steps: 1, optional_negatives: 200}}']
-
-
-def small_corpus(path: Path, out: Path, n: int) -> Path:
-    "All positives of rare labels, a sample of the rest: small enough for a test, with every label in each split."
-    df = pd.read_parquet(path)
-    rare = df[(df[['SUA','VA']]==1).any(axis=1)]
-    rest = df.drop(rare.index).sample(n, random_state=42)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    pd.concat([rare,rest]).sort_index().to_parquet(out)
-    return out
-
-
-def make_project(work: Path, data: Path, quick: bool):
-    "Data set and folds; what stands already is kept."
-    if not (work/'configs').exists(): init_project(work)
-    made_from = dict(corpus=file_hash(data/'corpus.parquet'), quick=quick)
-    if not (work/'made_from.json').exists(): write_json(work/'made_from.json', made_from)
-    if read_json(work/'made_from.json')!=made_from: sys.exit(f'{work} was made from another corpus, or by the other of --quick and full; choose another --work')
-    s = load_config(root=work, overrides=SETTINGS+(QUICK if quick else []), env='')
-    corpus = small_corpus(data/'corpus.parquet', work/'data/small.parquet', 900) if quick else data/'corpus.parquet'
-    if not project_path(s,s.paths.dataset).exists(): print(preprocess_project(s, {}, [corpus]), flush=True)
-    if not (project_path(s,s.paths.folds_dir)/'clusters.parquet').exists(): split_project(s)
-    return s
 
 
 def restrict(c: Comparison, drop: set[str]) -> Comparison:
@@ -73,20 +50,19 @@ def measure(s, c: Comparison, n_boot: int) -> dict:
 
 def main() -> None:
     a = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    a.add_argument('--data', type=Path, default=os.environ.get('IPBES_REAL_DATA'), help='folder of corpus.parquet; default: IPBES_REAL_DATA')
+    a.add_argument('--data', type=Path, help='folder of corpus.parquet; default: IPBES_REAL_DATA')
     a.add_argument('--work', type=Path, help='project folder of the benchmark; default: results/quality, or results/quality_quick')
     a.add_argument('--folds', type=int, nargs='+', default=[0,1])
     a.add_argument('--quick', action='store_true', help='a small sample and one epoch: shows that it works, not how good anything is')
     a.add_argument('--results', type=Path, help='default: quality.json in benchmarks/results, or in results/benchmarks for --quick')
     a.add_argument('--n-boot', type=int, default=1000)
     o = a.parse_args()
-    if not o.data: sys.exit('name the folder of corpus.parquet by --data or IPBES_REAL_DATA')
-    data = Path(o.data).resolve()
+    data = real_data(o.data)
     work = (o.work or Path('results/quality_quick' if o.quick else 'results/quality')).resolve()
-    results = o.results or (Path('results/benchmarks') if o.quick else Path(__file__).parent/'results')/'quality.json'
+    results = results_file('quality', o.quick, o.results)
     os.environ.pop('IPBES_ENV', None)
-    s,t0 = make_project(work, data, o.quick), time.perf_counter()
     overrides = SETTINGS+(QUICK if o.quick else [])
+    s,t0 = make_project(work, data, overrides, 900 if o.quick else 0), time.perf_counter()
     grid = run_grid(s, MODELS, o.folds, experiment='quality', with_compare=False, parameters=dict(overrides=overrides), say=lambda x: print(x,flush=True))
     if grid.failed: sys.exit(f'failed: {grid.failed}')
     seconds,corpus = time.perf_counter()-t0, pd.read_parquet(data/'corpus.parquet', columns=['id','suspect'])
@@ -97,7 +73,7 @@ def main() -> None:
         command=command, data='corpus.parquet', data_sha256=file_hash(data/'corpus.parquet'), quick=o.quick, folds=o.folds, settings=overrides,
         all=measure(s, c, o.n_boot), without_suspects=measure(s, restrict(c,suspects), o.n_boot),
         seconds_of_this_call=round(seconds,1), executed=grid.done, skipped=grid.skipped,
-        versions=versions(), git_commit=git_commit(Path(__file__).parent), device=device_name()))
+        **machine()))
     print(results)
 
 
