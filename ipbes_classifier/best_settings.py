@@ -41,6 +41,8 @@ class Best:
     data:str = ''                          # sha256 of the data set; '': not known
     rows:str = ''                          # hash of the train and dev rows; '': not known
     versions:dict[str,str] = field(default_factory=dict)
+    warm_start:list[str] = field(default_factory=list)   # entries that its first trials were from; of another fold: its train and dev records were seen
+    epochs:int = 0                         # trained in all, of all trials
     source:str = field(default='', compare=False)   # file and entry that it was read from, for messages
 
     @property

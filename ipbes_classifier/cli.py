@@ -395,13 +395,20 @@ def ensemble(
 def hpo(
     overrides:Overrides=None, model:Model='tfidf-logreg', fold:Fold=0, run:Run=0, loss:Loss='BCE', with_title:WithTitle=None,
     with_keywords:WithKeywords=None, config:ConfigFile=None,
-    n_trials:Annotated[int|None, typer.Option('--n-trials','-nt','--n_trials', min=1, help='Settings to try; default: as configured')]=None,
+    n_trials:Annotated[int|None, typer.Option('--n-trials','-nt','--n_trials', min=1, help='Settings to try, those tried before included; default: as configured')]=None,
     hpo_metric:Annotated[str|None, typer.Option('--hpo-metric','-hpom','--hpo_metric', help='Dev measure to go by, e.g. eval_AP_weighted')]=None,
-    resume:Annotated[bool, typer.Option('--resume/--restart', help='Go on with an interrupted search of the same settings')]=True,
+    time_budget:Annotated[str|None, typer.Option('--time-budget', help='After which no trial goes on, e.g. 90s, 30m, 2h; the same command later runs the rest')]=None,
+    warm_start:Annotated[str|None, typer.Option('--warm-start', help='First trials from what searches of other models found: none; fold, on this fold and run; '
+                                                'all, also on other folds, whose train and dev records may be in this test set')]=None,
+    address:Annotated[str|None, typer.Option('--address', help='Ray cluster to run on, auto or host:port; default: one is started here')]=None,
+    resume:Annotated[bool, typer.Option('--resume/--restart', help='Go on with a search of the same settings, whether interrupted or of fewer trials')]=True,
 )->None:
     "Search for good settings of one model on one fold; the test records stay unseen."
-    from ipbes_classifier.hpo import save_trials_plot, search
-    found = search(model, fold, run, loss, n_trials, hpo_metric, with_title, with_keywords, config, overrides or [], resume=resume, say=typer.echo)
+    from ipbes_classifier.hpo import search
+    from ipbes_classifier.search_plots import save_trials_plot
+    given = {'hpo.time_budget':time_budget,'hpo.warm_start':warm_start,'ray.address':address}
+    items = [*(f'{k}={_literal(v)}' for k,v in given.items() if v is not None),*(overrides or [])]
+    found = search(model, fold, run, loss, n_trials, hpo_metric, with_title, with_keywords, config, items, resume=resume, say=typer.echo)
     typer.echo(f'best of {len(found.trials)} trials: {found.best.metric} {found.best.value:.4f} on dev')
     for key,value in found.best.flat.items(): typer.echo(f'  {key}: {value:.6g}' if isinstance(value,float) else f'  {key}: {value}')
     for path in (found.file,save_trials_plot(found),found.folder): typer.echo(os.path.relpath(path))
