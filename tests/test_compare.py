@@ -1,6 +1,7 @@
 "Comparisons: weights say what repeated rows say, names are told apart, and both reports run in a small project."
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -165,13 +166,13 @@ def test_the_order_of_files_and_the_other_models_change_nothing(project):
 def test_copies_make_no_interval_narrower(project):
     "Every record four times: rows would pretend to know twice as much, clusters do not."
     c = read_comparison(find_predictions(project,['tfidf-logreg'],[0]))
-    p = c.models['tfidf-logreg'][0]
+    p = c.models['tfidf-logreg'][0,0]
     four = Predictions(p.labels, *(np.tile(a,(4,1)) for a in (p.y,p.preds,p.scores)), None, pd.concat([p.frame]*4, ignore_index=True))
-    four = Comparison(c.labels, c.folds, dict(m={0:four}))
-    def width(clusters):
-        t = leaderboard(four, clusters, 300)
+    def width(p, clusters=None):
+        t = leaderboard(Comparison(c.labels, c.parts, dict(m={(0,0):p})), clusters, 300)
         return (t.AP_high-t.AP_low)[0]
-    assert width({i:i for i in p.frame.id})>1.5*width(None)
+    clustered,rows = width(four,{i:i for i in p.frame.id}),width(replace(four,frame=four.frame.drop(columns='id')))
+    assert clustered>1.5*rows and width(four)==clustered
 
 
 def test_swapping_two_models_swaps_the_sign(project):
