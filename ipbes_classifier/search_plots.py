@@ -86,6 +86,7 @@ def trials_plot(
     fig:'Figure|None'=None, # draw here instead of on a new figure
 )->'Figure':                # two panels
     "Value by trial, and the best so far by trial and by the time that trials took; failed ones are crosses at the bottom."
+    from matplotlib.ticker import MaxNLocator
     t,best = found.trials,int(_ranked(found)[0])
     so_far,spent = _so_far(t['value'],found.plan.more),t['seconds'].cumsum()
     length,unit = _unit(float(spent.max()))
@@ -97,12 +98,24 @@ def trials_plot(
     if len(failed): axes[0].plot(failed, np.full(len(failed),0.03), 'x', color='.3', transform=axes[0].get_xaxis_transform(), label='failed')
     axes[1].step([0,*spent/length], [math.nan,*so_far], where='post', color='.5')
     axes[0].set(ylabel=found.plan.metric, xlabel='trial')
-    axes[0].xaxis.get_major_locator().set_params(integer=True)
+    axes[0].xaxis.set_major_locator(MaxNLocator('auto',integer=True))
     axes[1].set(xlabel=f'{unit} in trials, one after another', xlim=(0,None))
     fig.legend(loc='outside upper center', ncols=5)
     return fig
 
 # %% ../nbs/26a_search_plots.ipynb #1002d6d8
+def _ticks(r:Range)->list[tuple[float,str]]:
+    "Place and text of the ticks of a setting's axis."
+    if r.kind=='choice': values = _choices(r)
+    elif r.kind=='uniform': values = np.linspace(r.values[0],r.values[1],5).tolist()
+    else:
+        decades = [math.log10(v) for v in r.values]
+        digits = (1,) if decades[1]-decades[0]>1.5 else (1,2,5)
+        inner = [float(f'{d}e{k}') for k in range(math.floor(decades[0]), math.ceil(decades[1])) for d in digits]
+        values = [float(r.values[0]), *(v for v,at in zip(inner,_place(r,inner)) if 0.08<at<0.92), float(r.values[1])]
+    return [(float(at), f'{v:.3g}' if isinstance(v,float) else str(v)) for at,v in zip(_place(r,values),values)]
+
+# %% ../nbs/26a_search_plots.ipynb #a9180b5f
 def _setting_panel(ax:Any, t:pd.DataFrame, key:str, r:Range, best:int)->None:
     "Value by one setting; choices stand side by side."
     if r.kind=='choice':
@@ -111,7 +124,10 @@ def _setting_panel(ax:Any, t:pd.DataFrame, key:str, r:Range, best:int)->None:
         ax.set_xticks(range(len(choices)), [str(v) for v in choices])
         ax.set_xlim(-0.5, len(choices)-0.5)
     else: _points(ax, t, t[key].to_numpy(float), best)
-    if r.kind=='loguniform': ax.set_xscale('log')
+    if r.kind=='loguniform':
+        ax.set_xscale('log')
+        ax.set_xticks([float(text) for _,text in _ticks(r)], [text for _,text in _ticks(r)])
+        ax.set_xticks([], minor=True)
     ax.set_xlabel(fill(key,26))
 
 # %% ../nbs/26a_search_plots.ipynb #2b5dda20
@@ -132,16 +148,6 @@ def settings_plot(
     fig.legend(*axes[0,0].get_legend_handles_labels(), loc='outside upper center', ncols=3)
     return fig
 
-# %% ../nbs/26a_search_plots.ipynb #cac290af
-def _ticks(r:Range)->list[tuple[float,str]]:
-    "Place and text of the ticks of a setting's axis."
-    if r.kind=='choice': values = _choices(r)
-    elif r.kind=='uniform': values = np.linspace(*r.values,5).tolist()
-    else:
-        inner = [10.**k for k in range(math.ceil(math.log10(r.values[0])), math.floor(math.log10(r.values[1]))+1)]
-        values = [r.values[0], *(v for v,at in zip(inner,_place(r,inner)) if 0.06<at<0.94), r.values[1]]
-    return [(float(at), f'{v:.3g}' if isinstance(v,float) else str(v)) for at,v in zip(_place(r,values),values)]
-
 # %% ../nbs/26a_search_plots.ipynb #e49c7074
 def _value_axis(found:Search)->tuple[np.ndarray,list[tuple[float,str]]]:
     "Place of each trial's value, the best at the top, and the ticks."
@@ -155,7 +161,7 @@ def _lines(found:Search)->np.ndarray:
     "(trials, settings+1) place of each trial on each axis, the value last."
     t,ranked = _valued(found),_ranked(found)
     shift = np.empty(len(t))
-    shift[ranked] = np.linspace(0.025, -0.025, len(t))
+    shift[ranked] = np.linspace(0.04, -0.04, len(t))
     at = [_place(r,t[key].tolist())+shift*(r.kind=='choice') for key,r in _varied(found).items()]
     return np.column_stack([*at, _value_axis(found)[0]])
 
@@ -191,14 +197,16 @@ def parallel_plot(
     return fig
 
 # %% ../nbs/26a_search_plots.ipynb #08874f8a
-def _out_of_bag_r2(forest:Any, x:np.ndarray, y:np.ndarray)->float:
-    "R² of a forest on the rows it was fitted to, in their order, each predicted by the trees that did not see it."
+def _out_of_bag_r2(forest:Any, n:int)->Callable[[Any,np.ndarray,np.ndarray],float]:
+    "A scorer: R² on the `n` rows that the forest was fitted to, in their order, each predicted by the trees that did not see it."
     from sklearn.metrics import r2_score
-    unseen = np.ones((len(forest.estimators_),len(x)), bool)
+    unseen = np.ones((len(forest.estimators_),n), bool)
     for row,seen in zip(unseen,forest.estimators_samples_): row[seen] = False
-    each = np.array([tree.predict(x) for tree in forest.estimators_])
     use = unseen.any(0)
-    return float(r2_score(y[use], (each*unseen).sum(0)[use]/unseen.sum(0)[use]))
+    def score(forest:Any, x:np.ndarray, y:np.ndarray)->float:
+        each = np.array([tree.predict(x.astype(np.float32),check_input=False) for tree in forest.estimators_])
+        return float(r2_score(y[use], (each*unseen).sum(0)[use]/unseen.sum(0)[use]))
+    return score
 
 # %% ../nbs/26a_search_plots.ipynb #00529735
 @dataclass
@@ -240,9 +248,10 @@ def importance(
     nothing = pd.DataFrame(columns=['setting','importance','std'])
     if len(t)<_TOO_FEW or np.ptp(y)==0: return Importance(nothing, len(t), math.nan)
     forest = RandomForestRegressor(200, random_state=0, n_jobs=1).fit(x,y)
-    p = permutation_importance(forest, x, y, scoring=_out_of_bag_r2, n_repeats=n_repeats, random_state=0, n_jobs=1)
+    score = _out_of_bag_r2(forest, len(t))
+    p = permutation_importance(forest, x, y, scoring=score, n_repeats=n_repeats, random_state=0, n_jobs=1)
     table = pd.DataFrame(dict(setting=list(varied), importance=p.importances_mean, std=p.importances_std))
-    return Importance(table.sort_values('importance', ascending=False, kind='stable', ignore_index=True), len(t), _out_of_bag_r2(forest,x,y))
+    return Importance(table.sort_values('importance', ascending=False, kind='stable', ignore_index=True), len(t), score(forest,x,y))
 
 # %% ../nbs/26a_search_plots.ipynb #84019aaa
 @_style()
@@ -291,6 +300,7 @@ def epochs_plot(
     fig:'Figure|None'=None, # draw here instead of on a new figure
 )->'Figure':                # a bar a trial
     "Epochs of each trial, and those that it would have gone on for without being stopped."
+    from matplotlib.ticker import MaxNLocator
     t,last,best = found.trials,_last_epoch(found),_valued(found)['trial'][_ranked(found)[0]]
     total,all_ = int(t['epochs'].sum()),int(last.sum())
     fig = _figure(fig, max(5.,min(12.,1.5+0.2*len(t))), 3.)
@@ -301,7 +311,7 @@ def epochs_plot(
         if here.any(): ax.bar(t['trial'][here], t['epochs'][here], color=color, width=0.8, label=name)
     failed = t.loc[t['status']=='failed','trial']
     if len(failed): ax.plot(failed, np.full(len(failed),0.04), 'x', color='.3', transform=ax.get_xaxis_transform(), label='failed')
-    for axis in (ax.xaxis,ax.yaxis): axis.get_major_locator().set_params(integer=True)
+    for axis in (ax.xaxis,ax.yaxis): axis.set_major_locator(MaxNLocator('auto',integer=True))
     ax.grid(False, axis='x')
     ax.set(xlabel='trial', ylabel='epochs')
     ax.set_title(f'{total:,} epochs of {all_:,}', fontweight='normal')
@@ -315,17 +325,18 @@ def curves_plot(
     fig:'Figure|None'=None, # draw here instead of on a new figure
 )->'Figure':                # a line a trial
     "The dev measure over epochs: stopped trials pale, finished ones blue, the best orange."
+    from matplotlib.ticker import MaxNLocator
     fig = _figure(fig, 7, 3.8)
     ax = fig.subplots()
     if found.plan.max_epochs<2: _say(ax, 'A trial of this model is fitted in one go: there are no epochs.'); return fig
     t,best = _valued(found),_ranked(found)[0]
-    styles = dict(stopped=dict(color='.7',linewidth=0.9,markersize=3), done=dict(color=_DONE,linewidth=1.2,markersize=3), best=dict(color=_BEST,linewidth=2.4,markersize=4.5))
+    styles:dict[str,dict[str,Any]] = dict(stopped=dict(color='.7',linewidth=0.9,markersize=3), done=dict(color=_DONE,linewidth=1.2,markersize=3), best=dict(color=_BEST,linewidth=2.4,markersize=4.5))
     kinds = t['status'].where(t.index!=best,'best')
     for kind,style in styles.items():
         for k,trial in enumerate(t['trial'][kinds==kind]):
             e = found.epochs[found.epochs['trial']==trial]
             ax.plot(e['epoch'], e[found.plan.metric], marker='o', label=kind if k==0 else None, **style)
-    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.xaxis.set_major_locator(MaxNLocator('auto',integer=True))
     ax.set(xlabel='epoch', ylabel=found.plan.metric)
     fig.legend(loc='outside upper center', ncols=3)
     return fig
