@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['label_colors', 'label_counts', 'token_lengths', 'loss_log', 'loss_curves', 'threshold_curves', 'roc_curves',
            'pr_curves', 'effort_curves', 'score_histograms', 'reliability', 'confusion', 'curves_side_by_side',
-           'leaderboard_plot', 'save_figure']
+           'leaderboard_plot', 'reliability_side_by_side', 'agreement_plot', 'cost_plot', 'critical_difference_plot',
+           'save_figure']
 
 # %% ../nbs/26_plots.ipynb #dd80897b
 import os
@@ -524,6 +525,125 @@ def _dots(ax, rows:'pd.DataFrame', at:np.ndarray, measure:str, color, label:str)
     low,high = f'{measure}_low',f'{measure}_high'
     if {low,high}<=set(rows.columns): ax.hlines(at, rows[low], rows[high], color=color, linewidth=1.2)
     ax.plot(rows[measure], at, 'o', color=color, markersize=5, label=label)
+
+# %% ../nbs/26_plots.ipynb #573c6c4e
+@_style()
+def reliability_side_by_side(
+    predictions:Mapping[str,tuple],    # model -> (y, p): 0/1 truth and probabilities, each (n, n_labels), array or frame
+    labels:Sequence[str],              # label names
+    bins:int=10,                       # bins of equal width
+    few:int=10,                        # a bin with fewer records has a hollow dot
+    fig:'Figure|None'=None,            # draw here instead of on a new figure
+)->'Figure':                           # a panel per label, a curve per model
+    "Reliability diagrams of several models over each other; `ValueError` if probabilities are not between 0 and 1."
+    pairs = {m:_pair(y,p,labels) for m,(y,p) in predictions.items()}
+    if not pairs: raise ValueError("there is no model to draw")
+    for m,(_,p) in pairs.items():
+        if p.size and (p.min()<0 or p.max()>1): raise ValueError(f"probabilities of {m} are between 0 and 1; found {p.min():.3g} to {p.max():.3g}")
+    fig,axes = _panels(labels, fig, height=2.8+0.2*len(pairs))
+    for i,ax in enumerate(axes): _calibrations_panel(ax, {m:(y[:,i],p[:,i]) for m,(y,p) in pairs.items()}, bins, few)
+    return fig
+
+# %% ../nbs/26_plots.ipynb #89c6b7a5
+def _calibrations_panel(ax, pairs:Mapping[str,tuple[np.ndarray,np.ndarray]], bins:int, few:int)->None:
+    "The curves of all models for one label, with a legend below."
+    if why := next((w for y,_ in pairs.values() if (w:=_undefined(y))), ''): return _say(ax, why)
+    ax.plot([0,1], [0,1], ':', color='.6', linewidth=1, zorder=0)
+    for m,style in _model_styles(list(pairs)).items():
+        b = _bin_shares(*pairs[m],bins)
+        ece = float((b.n*(b.p-b.share).abs()).sum()/b.n.sum())
+        ax.plot(b.p, b.share, **style, label=f'{ece:.3f}  {_short(m)}')
+        ax.scatter(b.p, b.share, s=16, edgecolor=style['color'], facecolor=['white' if n<few else style['color'] for n in b.n], zorder=3)
+    ax.set(xlabel='predicted probability', ylabel='observed share', xlim=(-0.02,1.02), ylim=(-0.02,1.02))
+    ax.legend(loc='upper center', bbox_to_anchor=(0.5,-0.17), title='ECE', alignment='left', handlelength=2.6)
+
+# %% ../nbs/26_plots.ipynb #56338575
+@_style()
+def agreement_plot(
+    table:'pd.DataFrame',   # columns a, b, label, kappa, as `compare.agreement` makes it; each pair once
+    fig:'Figure|None'=None, # draw here instead of on a new figure
+)->'Figure':                # a panel per label
+    "Cohen's kappa of each pair of models as a heat map; `ValueError` if there is no pair."
+    if not len(table): raise ValueError("there is only one model, so that there is no pair to draw")
+    models,labels = list(dict.fromkeys([*table['a'],*table['b']])),list(dict.fromkeys(table['label']))
+    size = 0.55*len(models)+0.9
+    fig = _figure(fig, 2.2+size*len(labels), 1.7+size)
+    axes = fig.subplots(1, len(labels), squeeze=False)[0]
+    for ax,label in zip(axes,labels): _agreement_panel(ax, table[table['label']==label], models, ax is axes[0])
+    return fig
+
+# %% ../nbs/26_plots.ipynb #3b9c48e8
+def _agreement_panel(ax, rows:'pd.DataFrame', models:Sequence[str], named:bool)->None:
+    "The square of one label, its lower triangle filled."
+    import seaborn as sns
+    square = np.full((len(models),)*2, np.nan)
+    for a,b,kappa in zip(rows['a'],rows['b'],rows['kappa']):
+        i,j = sorted((models.index(a),models.index(b)))
+        square[j,i] = kappa
+    names = [_short(m,22) for m in models]
+    sns.heatmap(square[1:,:-1], ax=ax, vmin=0, vmax=1, cmap='Blues', annot=True, fmt='.2f', cbar=False, square=True, linewidths=1,
+                xticklabels=names[:-1], yticklabels=names[1:] if named else False, annot_kws=dict(fontsize=8))
+    ax.set_title(fill(rows['label'].iloc[0],24))
+    ax.grid(False)
+    ax.tick_params(axis='x', rotation=90)
+    ax.tick_params(axis='y', rotation=0)
+
+# %% ../nbs/26_plots.ipynb #0de4ca8b
+@_style()
+def cost_plot(
+    table:'pd.DataFrame',     # columns model, `cost` and `measure`; `{measure}_low` and `{measure}_high` if there are intervals
+    cost:str='seconds',       # the column along, above 0
+    measure:str='AP',         # the column up
+    fig:'Figure|None'=None,   # draw here instead of on a new figure
+)->'Figure':                  # a dot per model
+    "A measure over what it costs; rows without one of them are left out. `KeyError` names a missing column."
+    if missing := [c for c in ('model',cost,measure) if c not in table]:
+        raise KeyError(f"the table has no column {missing[0]!r}; its columns are {list(table.columns)}")
+    fig = _figure(fig, 7, 3.8)
+    ax = fig.subplots()
+    rows = table[table[measure].notna()&(table[cost]>0)].sort_values([cost,measure])
+    if rows.empty:
+        _say(ax, f'{cost} is known of no model')
+        return fig
+    _cost_dots(ax, rows, cost, measure)
+    ax.set(xscale='log', xlabel=cost.replace('_',' '), ylabel=measure)
+    return fig
+
+# %% ../nbs/26_plots.ipynb #2c426ad1
+def _cost_dots(ax, rows:'pd.DataFrame', cost:str, measure:str)->None:
+    "A dot, an interval and a name for each model, and the line through those that nothing cheaper beats."
+    best = rows[rows[measure]>rows[measure].cummax().shift(fill_value=-np.inf)]
+    ax.plot(best[cost], best[measure], color='.75', drawstyle='steps-post', zorder=0)
+    low,high = f'{measure}_low',f'{measure}_high'
+    if {low,high}<=set(rows.columns): ax.vlines(rows[cost], rows[low], rows[high], color='.5', linewidth=1.2)
+    ax.plot(rows[cost], rows[measure], 'o', color='black', markersize=5)
+    middle = np.sqrt(rows[cost].min()*rows[cost].max())
+    for _,r in rows.iterrows():
+        left = len(rows)>1 and r[cost]>middle
+        ax.annotate(_short(r['model']), (r[cost],r[measure]), xytext=(-6 if left else 6,4), textcoords='offset points', ha='right' if left else 'left', fontsize=8.5)
+    ax.margins(x=0.12)
+
+# %% ../nbs/26_plots.ipynb #ca48fb54
+@_style()
+def critical_difference_plot(
+    ranks:'pd.Series',      # average rank of each model, 1 is best
+    p:'pd.DataFrame',       # models x models, p of each pair
+    cd:float|None=None,     # the critical difference
+    alpha:float=0.05,       # pairs above this are joined
+    fig:'Figure|None'=None, # draw here instead of on a new figure
+)->'Figure':
+    "Average ranks on a line, models that cannot be told apart joined by bars; `ValueError` for a single model."
+    import pandas as pd
+    from scikit_posthocs import critical_difference_diagram
+    if len(ranks)<2: raise ValueError(f"ranks of {len(ranks)} model; at least two are needed")
+    models = list(ranks.sort_values(kind='stable').index)
+    fig = _figure(fig, 9, 1.3+0.24*len(models))
+    ax = fig.subplots()
+    ax.grid(False)
+    drawn = critical_difference_diagram(pd.Series(ranks[models].to_numpy()), pd.DataFrame(p.loc[models,models].to_numpy()), cd=cd, alpha=alpha, ax=ax,
+        label_fmt_left='{label}', label_fmt_right='{label}', elbow_props=dict(color='.3',linewidth=1), crossbar_props=dict(color='black',linewidth=3))
+    for text in drawn['labels']: text.set_text(f"{_short(m:=models[int(text.get_text())],34)} ({ranks[m]:.2f})")
+    return fig
 
 # %% ../nbs/26_plots.ipynb #a3eb1888
 def save_figure(
