@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['Part', 'PREVALENCES', 'MEASURES', 'SOURCE_ONLY', 'parse_name', 'find_predictions', 'display_names', 'Comparison',
            'read_comparison', 'check_comparison', 'draw_weights', 'record_clusters', 'leaderboard', 'pooled',
-           'readable', 'write_tables', 'write_leaderboard', 'plain_rows', 'paired_difference', 'differences_to_others',
-           'agreement', 'source_traits', 'source_predictions', 'source_only', 'with_source_only', 'find_members',
-           'member_shares']
+           'fold_measures', 'readable', 'write_tables', 'write_leaderboard', 'plain_rows', 'paired_difference',
+           'differences_to_others', 'agreement', 'source_traits', 'source_predictions', 'source_only',
+           'with_source_only', 'find_members', 'member_shares']
 
 # %% ../nbs/25_compare.ipynb #a7dab006
 import os
@@ -317,6 +317,17 @@ def _board_rows(name:str, c:Comparison, counts:Sequence[Mapping], draws:np.ndarr
     where = dict(folds=','.join(map(str,c.folds)), runs=','.join(map(str,c.runs)))
     def figures(j): return {k:v for i,m in enumerate(MEASURES) for k,v in zip((m,f'{m}_low',f'{m}_high'), (float(draws[i,j,0]),*_interval(draws[i,j,1:],level)))}
     return [dict(model=name, label=l)|dict(counts[j])|where|figures(j) for j,l in enumerate([*c.labels,'macro'])]
+
+# %% ../nbs/25_compare.ipynb #7c4f8986
+def fold_measures(
+    predictions:Comparison|Sequence[tuple[Run,Path]], # of `read_comparison`, or of `find_predictions`
+)->pd.DataFrame:  # model, run, fold, label and the columns of `MEASURES`, NaN where undefined; a row per model, fold, run and label
+    "Measures of each model on each fold and label."
+    c = _comparison(predictions)
+    def figures(p): return _fold_draws(p, np.ones((1,len(p.y)),int))[:,:,0].T
+    rows = [dict(model=m, run=run, fold=fold, label=l)|dict(zip(MEASURES,map(float,v)))
+            for m,by in c.models.items() for (run,fold),p in sorted(by.items(), key=lambda x: x[0]) for l,v in zip(c.labels,figures(p))]
+    return pd.DataFrame(rows, columns=['model','run','fold','label',*MEASURES])
 
 # %% ../nbs/25_compare.ipynb #2466fd96
 def readable(

@@ -579,7 +579,7 @@ def _agreement_panel(ax, rows:'pd.DataFrame', models:Sequence[str], named:bool)-
     square = np.full((len(models),)*2, np.nan)
     for a,b,kappa in zip(rows['a'],rows['b'],rows['kappa']):
         i,j = sorted((models.index(a),models.index(b)))
-        square[j,i] = kappa
+        square[j,i] = round(kappa,2)+0.
     names = [_short(m,22) for m in models]
     sns.heatmap(square[1:,:-1], ax=ax, vmin=0, vmax=1, cmap='Blues', annot=True, fmt='.2f', cbar=False, square=True, linewidths=1,
                 xticklabels=names[:-1], yticklabels=names[1:] if named else False, annot_kws=dict(fontsize=8))
@@ -637,12 +637,17 @@ def critical_difference_plot(
     from scikit_posthocs import critical_difference_diagram
     if len(ranks)<2: raise ValueError(f"ranks of {len(ranks)} model; at least two are needed")
     models = list(ranks.sort_values(kind='stable').index)
-    fig = _figure(fig, 9, 1.3+0.24*len(models))
+    fig = _figure(fig, 9, 1.5+0.2*len(models))
     ax = fig.subplots()
     ax.grid(False)
-    drawn = critical_difference_diagram(pd.Series(ranks[models].to_numpy()), pd.DataFrame(p.loc[models,models].to_numpy()), cd=cd, alpha=alpha, ax=ax,
+    ax.spines['top'].set_visible(True)
+    drawn = critical_difference_diagram(pd.Series(ranks[models].to_numpy()), pd.DataFrame(p.loc[models,models].to_numpy()), alpha=alpha, ax=ax,
         label_fmt_left='{label}', label_fmt_right='{label}', elbow_props=dict(color='.3',linewidth=1), crossbar_props=dict(color='black',linewidth=3))
-    for text in drawn['labels']: text.set_text(f"{_short(m:=models[int(text.get_text())],34)} ({ranks[m]:.2f})")
+    for text in drawn['labels']: text.set_text(f" {_short(m:=models[int(text.get_text())],34)} ({ranks[m]:.2f}) ")
+    if cd is not None:
+        first = float(ranks.min())
+        ax.errorbar(first+cd/2, 2, xerr=cd/2, color='black', capsize=4, linewidth=1.5)
+        ax.text(first+cd, 2, f'   CD = {cd:.2f}', va='center')
     return fig
 
 # %% ../nbs/26_plots.ipynb #a3eb1888
