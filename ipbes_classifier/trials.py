@@ -8,7 +8,8 @@ __all__ = ['N_RANDOM', 'trial_resources', 'Trials', 'finished_trials', 'run_tria
 # %% ../nbs/22a_trials.ipynb #4bd70622
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -196,6 +197,17 @@ class Trials:
     reuse:bool = False                      # one process for all trials, for those that leave nothing behind
     retries:int = 2                         # of a trial whose process died
 
+# %% ../nbs/22a_trials.ipynb #41981233
+@contextmanager
+def _quiet()->Iterator[None]:
+    "Without Ray's messages."
+    import logging
+    logger = logging.getLogger('ray')
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try: yield
+    finally: logger.setLevel(level)
+
 # %% ../nbs/22a_trials.ipynb #828ebbd9
 def _tuner(t:Trials, n_trials:int)->Any:
     "A new tuner, or the one whose search was interrupted."
@@ -216,9 +228,10 @@ def finished_trials(
     "Trials that the saved state knows to have ended, whether done, stopped or failed."
     ray_tune()
     from ray.tune import ExperimentAnalysis, ResultGrid
-    try: analysis = ExperimentAnalysis(str(Path(folder).resolve()), default_metric='objective', default_mode='max')
-    except (ValueError,OSError,EOFError,KeyError): return None
-    ended = [(_number(t),r) for t,r in zip(analysis.trials,ResultGrid(analysis)) if t.is_finished()]
+    with _quiet():
+        try: analysis = ExperimentAnalysis(str(Path(folder).resolve()), default_metric='objective', default_mode='max')
+        except (ValueError,OSError,EOFError,KeyError): return None
+        ended = [(_number(t),r) for t,r in zip(analysis.trials,ResultGrid(analysis)) if t.is_finished()]
     return [r for _,r in sorted(ended, key=lambda x: x[0])]
 
 # %% ../nbs/22a_trials.ipynb #65f2a89b
@@ -230,17 +243,12 @@ def run_trials(
     seconds:float=math.inf,          # after which no trial goes on
 )->list[Any]:                        # of `finished_trials`
     "Run what remains of the trials, on the Ray that is running; `OSError` says that the disk is full. With fewer results than `n_trials`, the time was up."
-    import logging
-    running,logger = _all_running(),logging.getLogger('ray')
+    running = _all_running()
     r = running[t.folder.name] = _Running(n_trials, t.slots, say, metric, t.max_epochs, time.monotonic()+seconds)
-    level = logger.level
     try:
-        with environment(RAY_ENVIRONMENT),write_errors(t.folder):
-            logger.setLevel(logging.CRITICAL)
+        with environment(RAY_ENVIRONMENT),write_errors(t.folder),_quiet():
             try: _tuner(t,n_trials).fit()
             except Exception:
                 if not r.cut: raise
-    finally:
-        logger.setLevel(level)
-        del running[t.folder.name]
+    finally: del running[t.folder.name]
     return finished_trials(t.folder) or []
