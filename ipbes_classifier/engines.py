@@ -167,51 +167,45 @@ class OnRay:
         self.machines = [n['Resources'] for n in ray.nodes() if n['Alive']]
         self.address = ray.get_runtime_context().gcs_address
 
+    def _send(self)->None:
+        "Give Ray what may run, searches only as many as can have trials."
+        import ray
+        task = ray.remote(_task)
+        room = _searches_at_once(self.s, self.machines)-sum(j.kind=='search' for j in self.jobs.values())
+        for job in list(self.held):
+            if job.kind=='search' and (room:=room-1)<0: continue
+            self.held.remove(job)
+            takes = _resources(self.s, job.kind, self.machines)
+            more = dict(IPBES_RAY_ADDRESS=self.address) if job.kind=='search' else {}
+            ref = task.options(num_returns='streaming', max_retries=self.s.grid.retries, name=job.name, **takes).remote(job, takes['num_cpus'], _given(), more)
+            self.jobs[ref] = job
+
+    def wait(self)->list[Event]:
+        "Wait for a job to begin or to end."
+        import ray
+        ready,_ = ray.wait(list(self.jobs), num_returns=1)
+        events = [self._next(ref) for ref in ready]
+        self._send()
+        return events
+
+    def _next(self, ref:Any)->Event:
+        "What a job tells next."
+        import ray
+        name = self.jobs[ref].name
+        try: told = ray.get(next(ref))
+        except Exception as e:  # noqa: BLE001 - whatever the function or Ray raised
+            del self.jobs[ref]
+            return Event(name, 'ended', error=getattr(e,'cause',None) or e)
+        if len(told)==1: return Event(name, 'running', host=told[0])
+        del self.jobs[ref]
+        return Event(name, 'ended', told[0], seconds=told[1])
+
     def close(self)->None:
         "Interrupt what runs, kernels included, and stop Ray if it was started here."
         if self.jobs: _interrupt(list(self.jobs))
         self.jobs.clear()
         self.stack.close()
         self.machines = []
-
-# %% ../nbs/40c_engines.ipynb #7d99838a
-@patch
-def _send(self:OnRay)->None:
-    "Give Ray what may run, searches only as many as can have trials."
-    import ray
-    task = ray.remote(_task)
-    room = _searches_at_once(self.s, self.machines)-sum(j.kind=='search' for j in self.jobs.values())
-    for job in list(self.held):
-        if job.kind=='search' and (room:=room-1)<0: continue
-        self.held.remove(job)
-        takes = _resources(self.s, job.kind, self.machines)
-        more = dict(IPBES_RAY_ADDRESS=self.address) if job.kind=='search' else {}
-        ref = task.options(num_returns='streaming', max_retries=self.s.grid.retries, name=job.name, **takes).remote(job, takes['num_cpus'], _given(), more)
-        self.jobs[ref] = job
-
-# %% ../nbs/40c_engines.ipynb #0d6ecd5e
-@patch
-def wait(self:OnRay)->list[Event]:
-    "Wait for a job to begin or to end."
-    import ray
-    ready,_ = ray.wait(list(self.jobs), num_returns=1)
-    events = [self._next(ref) for ref in ready]
-    self._send()
-    return events
-
-# %% ../nbs/40c_engines.ipynb #47837bd1
-@patch
-def _next(self:OnRay, ref:Any)->Event:
-    "What a job tells next."
-    import ray
-    name = self.jobs[ref].name
-    try: told = ray.get(next(ref))
-    except Exception as e:  # noqa: BLE001 - whatever the function or Ray raised
-        del self.jobs[ref]
-        return Event(name, 'ended', error=getattr(e,'cause',None) or e)
-    if len(told)==1: return Event(name, 'running', host=told[0])
-    del self.jobs[ref]
-    return Event(name, 'ended', told[0], seconds=told[1])
 
 # %% ../nbs/40c_engines.ipynb #0a2a4918
 def _interrupt(refs:list[Any], patience:float=5.)->None:
