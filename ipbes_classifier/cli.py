@@ -429,12 +429,14 @@ def run(
     with_keywords:WithKeywords=None, best_metric:BestMetric=None, config:ConfigFile=None, hp_config:HpConfig=None, experiment:Experiment='main', force:Force=False,
     ensemble:Annotated[bool, typer.Option('--ensemble/--no-ensemble', help='Combine the models of each fold')]=True,
     compare:Annotated[bool, typer.Option('--compare/--no-compare', help='A leaderboard at the end')]=True,
+    engine:Annotated[str|None, typer.Option('--engine', help='ray, here (one after another), or auto; default: grid.engine')]=None,
+    address:Annotated[str|None, typer.Option('--address', help='Ray cluster to run on, auto or host:port; default: one is started here')]=None,
 )->None:
     "Execute models x folds x losses x runs as reports; skip what is done, go on past failures."
     from ipbes_classifier.pipeline import run_grid
     parameters = _flags(with_title=with_title, with_keywords=with_keywords, best_metric=best_metric,
                         hp_config=str(hp_config.absolute()) if hp_config else None, config=str(config.absolute()) if config else None, overrides=overrides or None)
-    s = _settings(config, overrides, **{'input.with_title':with_title,'input.with_keywords':with_keywords})
+    s = _settings(config, overrides, **{'input.with_title':with_title,'input.with_keywords':with_keywords,'grid.engine':engine,'ray.address':address})
     _need_data(s)
     for m in model or s.ensemble.models: _say_unused_loss(m, *(loss or ()))
     _show_grid(run_grid(s, model or (), fold or (), loss or ('BCE',), run or (0,), experiment, ensemble, compare, parameters, force, typer.echo))

@@ -8,6 +8,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
+# hundreds of small grids start no Ray; tests of Ray ask for it
+os.environ.setdefault('IPBES_ENGINE','here')
+
 # tests run without a screen and never reach out for a model; threads of tokenizers do not survive a fork
 for name,value in dict(MPLBACKEND='Agg', HF_HUB_OFFLINE='1', TOKENIZERS_PARALLELISM='false').items(): os.environ.setdefault(name,value)
 
