@@ -93,26 +93,34 @@ def trials_plot(
     fig = _figure(fig, 9.6, 3.4)
     axes = fig.subplots(1, 2, sharey=True, width_ratios=[3,2])
     axes[0].step(t['trial'], so_far, where='post', color='.5', label='best so far')
-    v,failed = _valued(found),t.loc[t['status']=='failed','trial'].to_numpy()
+    plan,v,failed = found.plan,_valued(found),t.loc[t['status']=='failed','trial'].to_numpy()
     _points(axes[0], v, v['trial'].to_numpy(float), best)
+    if plan.warm: axes[0].axvspan(len(plan.first)-len(plan.warm)+0.5, len(plan.first)+0.5, color='.93', zorder=0, label='from other searches')
     if len(failed): axes[0].plot(failed, np.full(len(failed),0.03), 'x', color='.3', transform=axes[0].get_xaxis_transform(), label='failed')
     axes[1].step([0,*spent/length], [math.nan,*so_far], where='post', color='.5')
     axes[0].set(ylabel=found.plan.metric, xlabel='trial')
     axes[0].xaxis.set_major_locator(MaxNLocator('auto',integer=True))
     axes[1].set(xlabel=f'{unit} in trials, one after another', xlim=(0,None))
-    fig.legend(loc='outside upper center', ncols=5)
+    fig.legend(loc='outside upper center', ncols=6)
     return fig
 
 # %% ../nbs/26a_search_plots.ipynb #1002d6d8
-def _ticks(r:Range)->list[tuple[float,str]]:
-    "Place and text of the ticks of a setting's axis."
+def _ticks(
+    r:Range,         # of a setting
+    gap:float=0.08,  # smallest distance between two ticks, as a share of the axis
+)->list[tuple[float,str]]: # place, 0 to 1, and text
+    "Ticks at the limits and at round numbers between them; at each of a few choices."
     if r.kind=='choice': values = _choices(r)
     elif r.kind=='uniform': values = np.linspace(r.values[0],r.values[1],5).tolist()
     else:
         decades = [math.log10(v) for v in r.values]
         digits = (1,) if decades[1]-decades[0]>1.5 else (1,2,5)
         inner = [float(f'{d}e{k}') for k in range(math.floor(decades[0]), math.ceil(decades[1])) for d in digits]
-        values = [float(r.values[0]), *(v for v,at in zip(inner,_place(r,inner)) if 0.08<at<0.92), float(r.values[1])]
+        values = [float(r.values[0])]
+        for v in inner:
+            at = _place(r,[values[-1],v])
+            if at[1]-at[0]>gap and at[1]<1-gap: values.append(v)
+        values.append(float(r.values[1]))
     return [(float(at), f'{v:.3g}' if isinstance(v,float) else str(v)) for at,v in zip(_place(r,values),values)]
 
 # %% ../nbs/26a_search_plots.ipynb #a9180b5f
@@ -126,7 +134,8 @@ def _setting_panel(ax:Any, t:pd.DataFrame, key:str, r:Range, best:int)->None:
     else: _points(ax, t, t[key].to_numpy(float), best)
     if r.kind=='loguniform':
         ax.set_xscale('log')
-        ax.set_xticks([float(text) for _,text in _ticks(r)], [text for _,text in _ticks(r)])
+        texts = [text for _,text in _ticks(r,gap=0.26)]
+        ax.set_xticks([float(text) for text in texts], texts)
         ax.set_xticks([], minor=True)
     ax.set_xlabel(fill(key,26))
 
@@ -140,7 +149,7 @@ def settings_plot(
     t,best,varied = _valued(found),int(_ranked(found)[0]),_varied(found)
     columns = min(4,len(varied))
     rows = -(-len(varied)//columns)
-    fig = _figure(fig, max(4.,2.4*columns), 2.5*rows+0.4)
+    fig = _figure(fig, max(4.,2.5*columns), 2.5*rows+0.4)
     axes = fig.subplots(rows, columns, squeeze=False, sharey=True)
     for ax,(key,r) in zip(axes.ravel(),varied.items()): _setting_panel(ax, t, key, r, best)
     for ax in axes.ravel()[len(varied):]: ax.remove()
