@@ -58,10 +58,19 @@ def _exporter()->'HTMLExporter':
     return HTMLExporter(template_file='report.html.j2', extra_loaders=[DictLoader({'report.html.j2':_HEAD+_CODE+_LOOK})],
         config=Config(NbConvertBase=dict(display_data_priority=kinds)), embed_images=True, exclude_anchor_links=True)
 
+# %% ../nbs/27_report_html.ipynb #7e4f24d1
+def _with_parameters_moved(cells:list)->list:
+    "Cells that are tagged as parameters, given or by default, before the one tagged `parameters-here`; unchanged if there is none."
+    def tagged(c, *names): return bool(set(c.metadata.get('tags',[]))&set(names))
+    moved = [c for c in cells if tagged(c,'parameters','injected-parameters')]
+    rest = [c for c in cells if not tagged(c,'parameters','injected-parameters')]
+    at = next((i for i,c in enumerate(rest) if tagged(c,'parameters-here')), None)
+    return cells if at is None else [*rest[:at],*moved,*rest[at:]]
+
 # %% ../nbs/27_report_html.ipynb #fba55382
 def _prepared(nb:'NotebookNode', hide_tags:Sequence[str])->'NotebookNode':
-    "The cells that are shown, with ids by their place."
-    nb.cells = [c for c in nb.cells if not set(c.metadata.get('tags',[]))&set(hide_tags)]
+    "The cells that are shown, in their order, with ids by their place."
+    nb.cells = _with_parameters_moved([c for c in nb.cells if not set(c.metadata.get('tags',[]))&set(hide_tags)])
     for i,c in enumerate(nb.cells): c['id'] = f'cell-{i}'
     return nb
 

@@ -67,14 +67,20 @@ def test_compare_report(root, project, tmp_path):
     html = execute(root, project, 'compare', tmp_path/'c.ipynb', n_boot=50, note='made up <script>alert(1)</script>')
     assert 'made up &lt;script&gt;' in html and '<script' not in html
     folder = project_path(project, 'results/metrics/compare_run-0')
-    assert {p.name for p in folder.iterdir()}=={'agreement.csv','differences.csv','leaderboard.csv','leaderboard.json','provenance.json'}
+    assert {p.name for p in folder.iterdir()}=={f'{n}.csv' for n in ('agreement','differences','folds','leaderboard','ranks')}|{'leaderboard.json','provenance.json'}
     board = read_json(folder/'leaderboard.json')['models']
     assert set(board)=={'tfidf-logreg','tfidf-svm','source only'}
     table = leaderboard(find_predictions(project,['tfidf-svm']), record_clusters(project), 50, project.seed)
     assert [board['tfidf-svm'][l]['AP_low'] for l in table.label]==table.AP_low.tolist()
     assert read_json(folder/'provenance.json')['parameters']['n_boot']==50
-    assert pictures(tmp_path/'c.ipynb')==6
-    assert len(list(project_path(project,'plots').glob('*/compare_*.png')))==7
+    assert pictures(tmp_path/'c.ipynb')==9
+    made = sorted(p.relative_to(project_path(project,'plots')).as_posix() for p in project_path(project,'plots').glob('*/compare_*.png'))
+    assert made==[*(f'{k}/compare_run-0.png' for k in ('Agreement','Cost','Leaderboard')), *(f'PR/compare_fold-{k}_run-0.png' for k in (0,1)),
+                  *(f'ROC/compare_fold-{k}_run-0.png' for k in (0,1)), 'Reliability/compare_run-0.png', *(f'Reliability/compare_tfidf-{m}_run-0.png' for m in ('logreg','svm'))]
+    first = [re.search(pattern, html).start() for pattern in ('<h2[^>]*>Leaderboard','<h2[^>]*>What it ran with','<summary>Parameters')]
+    assert first==sorted(first), 'the leaderboard stands first, parameters last'
+    ranked = pd.read_csv(folder/'ranks.csv')
+    assert sorted(ranked.columns)==['ants','average rank','kelp','model'] and ranked['average rank'].sum()==3
 
 
 def test_ensemble_report(root, project, tmp_path):
