@@ -11,7 +11,6 @@ import os
 import pickle
 import re
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -193,7 +192,7 @@ def _with_first(p:Plan)->Plan:
     there = read_searches(file, label_names(s))
     found = [b for b in there.values() if b.key!=p.key and b.data==p.data_hash and (not b.labels or b.labels==label_names(s))
              and (mode=='all' or (b.fold,b.run,b.rows)==(p.fold,p.run,p.rows))]
-    found.sort(key=lambda b: ((b.model,b.loss)!=(p.name,p.loss), (b.fold,b.run)!=(p.fold,p.run), b.key))
+    found.sort(key=lambda b: ((b.model,b.loss)!=(p.name,p.loss), b.rows!=p.rows, b.key))
     warm = warm_points(s, p.section, p.space, p.model, found)
     if used: warm = {k:v for k,v in warm.items() if v!=used}
     return replace(p, first=([used] if used else [])+list(warm.values()), warm=list(warm))

@@ -176,7 +176,7 @@ def _guarded(values:Mapping[str,Any], trial:Callable[...,None], data:Any)->None:
     "What Ray Tune calls: the trial with its values and data; an error is reported as its result."
     report = ray_tune().report
     try: trial(values, data, report)
-    except Exception as e:
+    except Exception as e:  # noqa: BLE001
         report(dict(objective=math.nan, final=True, error=' '.join(f'{type(e).__name__}: {e}'.split()).removesuffix(':')[:500]))
 
 # %% ../nbs/22a_trials.ipynb #e9417e88

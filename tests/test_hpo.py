@@ -21,6 +21,7 @@ from ipbes_classifier.cli import main
 from ipbes_classifier.config import load_config, project_path
 from ipbes_classifier.folds import make_folds, read_fold, write_folds
 from ipbes_classifier.cluster import ray_session
+from ipbes_classifier import trials
 from ipbes_classifier.hpo import search
 from ipbes_classifier.results import read_results
 
@@ -105,6 +106,104 @@ def test_trials_keep_no_weights_and_write_tensorboard_events(found):
     names = {p.name.split('.')[0] for p in found.folder.rglob('trial-*/*')}
     assert 'events' in names and names<={'events','params','progress','result'}
     assert sum(p.stat().st_size for p in found.folder.rglob('*') if p.is_file())<2e6
+
+
+def test_events_for_tensorboard_hold_the_measures(found):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    for trial,value in zip(found.trials.trial,found.trials.value):
+        events = EventAccumulator(str(next(found.folder.glob(f'trial-{trial}-*')))).Reload()
+        assert events.Scalars('ray/tune/eval_AP_weighted')[-1].value==pytest.approx(value)
+
+
+def test_more_trials_go_on_from_those_there_are(small, found):
+    lines = []
+    more = search('tfidf-logreg', settings=small, n_trials=6, say=lines.append)
+    assert lines[0]=='4 trials were done before' and [line[:5] for line in lines[1:]]==['[5/6]','[6/6]']
+    assert told(more).iloc[:4].equals(told(found)) and more.folder==found.folder and more.best.n_trials==6
+    lines = []
+    again = search('tfidf-logreg', settings=small, say=lines.append)
+    assert lines==['all 4 trials were done before'] and again.best==found.best
+
+
+def test_what_has_ended_when_the_time_is_up_is_the_result(small, tmp_path):
+    s = project(tmp_path/'p')
+    s = replace(s, hpo=replace(s.hpo, n_trials=8, time_budget='3h', space=dict(baseline=dict(n_estimators='choice(1000, 1500)', min_df='choice(1, 2, 3)'))))
+    lines = []
+    def say(line):
+        lines.append(line)
+        if line.startswith('[2/'):
+            for running in trials._RUNNING.values(): running.deadline = time.monotonic()
+    part = search('tfidf-random-forest', settings=s, say=say)
+    n = len(part.trials)
+    assert 2<=n<8 and lines[-1]==f'3h are over after {n} of 8 trials; the same command goes on'
+    assert read_searches(part.file)[part.plan.key].n_trials==n
+    whole = search('tfidf-random-forest', settings=replace(s,hpo=replace(s.hpo,time_budget='')), n_trials=n+2, say=lines.append)
+    assert told(whole).iloc[:n].equals(told(part)) and whole.trials.trial.tolist()==list(range(1,n+3))
+    fresh = project(tmp_path/'q')
+    fresh = search('tfidf-random-forest', settings=replace(s,root=fresh.root,hpo=replace(s.hpo,time_budget='')), n_trials=n+2, say=lines.append)
+    pd.testing.assert_frame_equal(told(whole), told(fresh))
+    assert whole.file.read_bytes()==fresh.file.read_bytes()
+    with pytest.raises(ValueError, match='no trial has ended within 1s .hpo.time_budget.; a longer time is needed'):
+        search('tfidf-random-forest', settings=replace(s,seed=5,baseline=replace(s.baseline,max_features=9),hpo=replace(s.hpo,time_budget='1s',space=dict(
+            baseline=dict(n_estimators='choice(20000, 30000)')))), say=str)
+
+
+@pytest.mark.parametrize('mode,first', [('none',None), ('fold',[3.]), ('all',[5.,3.])])
+def test_first_trials_come_from_other_searches(small, tmp_path, mode, first):
+    from ipbes_classifier.hpo import plan_search
+    s = project(tmp_path/'p')
+    s = replace(s, hpo=replace(s.hpo, warm_start=mode))
+    file,p = project_path(s,s.paths.best_hpo),plan_search(s, 'tfidf-logreg', 0, 0, 'BCE')
+    def add(model, fold, C, **more):
+        write_best(file, replace(Best(model, 'x', fold, 0, dict(baseline=dict(C=C)), 'eval_AP_macro', data=p.data_hash, rows=p.rows), **more))
+    add('tfidf-svm', 0, 3.)
+    add('tfidf-other', 0, 4., rows='of folds that were cut otherwise')
+    add('tfidf-old', 0, 4.5, data='another data set')
+    add('tfidf-encoder', 0, 4.7, settings=dict(training=dict(learning_rate=1e-4)))
+    add('tfidf-logreg', 1, 5., loss='logloss', rows='of fold 1')
+    found = search('tfidf-logreg', settings=s, n_trials=1+len(first or [])+1, say=str)
+    if mode=='none': assert not found.best.warm_start and found.plan.first==[dict(C=1.,min_df=2,ngram_max=2)]
+    else:
+        assert found.trials.C.tolist()[:len(first)+1]==[1.,*first]
+        assert found.best.warm_start[:len(first)]==(['tfidf-svm__x__fold-0__run-0'] if mode=='fold' else ['tfidf-logreg__logloss__fold-1__run-0','tfidf-svm__x__fold-0__run-0'])
+        other = plan_search(replace(s,hpo=replace(s.hpo,warm_start='none')), 'tfidf-logreg', 0, 0, 'BCE')
+        from ipbes_classifier.hpo import _folder
+        assert _folder(other)!=found.folder, 'first trials belong to what makes a search'
+
+
+def test_two_trials_at_a_time(small):
+    import ray
+    from ipbes_classifier.hpo import _trials, plan_search
+    s = replace(small, hpo=replace(small.hpo, trial_cpus=1))
+    t = _trials(plan_search(s,'tfidf-svm',0,0,'BCE'), Path('anywhere'))
+    assert (t.resources['cpu'],t.slots)==(1,int(ray.cluster_resources()['CPU']))
+    found = search('tfidf-svm', settings=replace(s,seed=9), say=str)
+    assert found.trials.trial.tolist()==[1,2,3,4] and found.trials.value.notna().all()
+
+
+def test_any_measure_of_the_table_can_decide(small):
+    from ipbes_classifier.hpo import _metric, dev_measures
+    from ipbes_classifier.metrics import results_columns
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 2, (200,2))
+    scores = np.clip(.3*y+rng.random((200,2))*.7, 0, 1)
+    columns = results_columns(['A','B'])
+    assert {'f1_macro','AP_weighted','kappa_weighted','f1_A','roc_auc_B'}<=set(columns)
+    for column in columns:
+        name,_ = _metric(small, 'baseline', column)
+        assert np.isfinite(dev_measures(y, scores, ['A','B'], name)[name]), column
+
+
+def test_a_cluster_by_its_address(small, monkeypatch, capsys):
+    "The program's own Ray is used where one runs; the address is what is passed on."
+    from ipbes_classifier import hpo as module
+    seen = []
+    def stop(s, *args):
+        seen.append((s.ray.address,s.hpo.time_budget,s.hpo.warm_start))
+        raise ValueError('that will do')
+    monkeypatch.setattr(module, 'ray_session', stop)
+    out = fails(monkeypatch, capsys, small.root, 'hpo', '-m','tfidf-svm', '--n-trials','9', '--address','node1:6379', '--time-budget','30m', '--warm-start','fold')
+    assert 'that will do' in out and seen==[('node1:6379','30m','fold')]
 
 
 def test_entries_of_other_models_stay(small, found):
