@@ -5,14 +5,16 @@
 # %% auto #0
 __all__ = ['MINILM_HUB', 'MINILM_SHA256', 'encoder_source', 'Encoder', 'encoder_base', 'encode', 'token_lengths',
            'length_batches', 'score_encoded', 'choose_precision', 'check_metric', 'training_arguments',
-           'full_precision', 'fine_tune', 'free_memory']
+           'full_precision', 'step_order', 'pieces', 'fine_tune', 'free_memory']
 
 # %% ../nbs/21b_encoders.ipynb #68caa569
 import gc
 import os
+import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -101,6 +103,7 @@ class Encoder:
         self.name,self.labels,self.recipe,self.model,self.tokenizer = name,list(labels),recipe,model,tokenizer
         self.loss,self.training,self.seed,self.base,self.root = loss,training or Training(),seed,base or {},root
         self.log:list[dict] = []
+        self.seconds_before = 0. # of `fit` before an interruption
 
     @classmethod
     def pretrained(cls, model:str, settings:Settings, loss:str='BCE', seed:int=42)->'Encoder':
@@ -272,7 +275,7 @@ def training_arguments(
     seed:int,                       # order of records, dropout
     keep_epochs:bool=True,          # write each epoch, load the best at the end
 )->'TrainingArguments':             # for `Trainer`
-    "The `Trainer`'s arguments: an evaluation and a checkpoint every epoch, batches grouped by length, the best epoch at the end."
+    "The `Trainer`'s arguments: an evaluation and a checkpoint every epoch, the best epoch at the end."
     import torch
     from transformers import TrainingArguments
     precision,(metric,more) = choose_precision(t.precision), check_metric(t.metric_for_best_model, labels)
@@ -281,7 +284,7 @@ def training_arguments(
         learning_rate=t.learning_rate, num_train_epochs=t.num_train_epochs, weight_decay=t.weight_decay,
         warmup_steps=t.warmup_ratio, lr_scheduler_type=t.lr_scheduler_type,
         per_device_train_batch_size=t.per_device_train_batch_size, per_device_eval_batch_size=t.per_device_eval_batch_size,
-        gradient_accumulation_steps=t.gradient_accumulation_steps, train_sampling_strategy='group_by_length',
+        gradient_accumulation_steps=t.gradient_accumulation_steps,
         bf16=precision=='bf16', fp16=precision=='fp16', activation_checkpointing=t.activation_checkpointing,
         eval_strategy='epoch', save_strategy='epoch' if keep_epochs else 'no', logging_strategy='epoch', save_total_limit=t.save_total_limit,
         load_best_model_at_end=keep_epochs, metric_for_best_model=metric, greater_is_better=more, restore_callback_states_from_checkpoint=True,
@@ -338,10 +341,54 @@ def full_precision(
         if wrapped is not None: model.forward = wrapped
 
 # %% ../nbs/21b_encoders.ipynb #950b89ef
+def step_order(
+    lengths:Sequence[int], # tokens of each record
+    step:int,              # records in a step of the optimiser
+    seed:int,              # of the order
+    epoch:int=0,           # each has an order of its own, whatever came before it
+)->list[int]:              # positions of all records
+    "Records in random steps, within each the longest first."
+    order = np.random.default_rng([seed,epoch]).permutation(len(lengths)).tolist()
+    return [i for a in range(0,len(order),step) for i in sorted(order[a:a+step], key=lambda i: (-lengths[i],i))]
+
+# %% ../nbs/21b_encoders.ipynb #0f9573ca
+def _step_sampler(lengths:Sequence[int], step:int, seed:int)->Any:
+    "`step_order` as PyTorch wants it; told of the epoch by the `Trainer`."
+    from torch.utils.data import Sampler
+    class StepSampler(Sampler):
+        epoch = 0
+        def set_epoch(self, epoch:int)->None: self.epoch = epoch
+        def __iter__(self)->Iterator[int]: return iter(step_order(lengths, step, seed, self.epoch))
+        def __len__(self)->int: return len(lengths)
+    return StepSampler()
+
+# %% ../nbs/21b_encoders.ipynb #9e1b8c8e
+CPU_TOKENS = 2_048  # of a padded piece
+
+# %% ../nbs/21b_encoders.ipynb #e94cfb12
+def pieces(
+    batch:Mapping[str,Any],     # tensors of one padded batch: attention_mask and others, a row per record
+    max_tokens:int=CPU_TOKENS,  # of a padded piece
+)->list[dict]:                  # the same rows, longest first, each piece padded to its own longest row
+    "A padded batch cut into pieces of similar length, on whichever side it is padded."
+    mask = batch['attention_mask']
+    def cut(rows:list[int])->dict:
+        used = mask[rows].any(0).nonzero().flatten().tolist()
+        return {k:v[rows][:,used[0]:used[-1]+1] if v.shape==mask.shape else v[rows] for k,v in batch.items()}
+    return [cut(rows) for rows in length_batches(mask.sum(1).tolist(), max_tokens)]
+
+# %% ../nbs/21b_encoders.ipynb #19cc1085
 def _trainer_class()->type['Trainer']:
-    "A `Trainer` that scores dev in float32, and says so if the memory does not suffice for that."
+    "A `Trainer` with steps by `step_order`, batches in pieces, dev scored in float32, and a word on memory if that does not suffice."
     from transformers import Trainer
     class ExactTrainer(Trainer):
+        in_pieces = False
+        def _get_train_sampler(self, train_dataset:Any=None)->Any:
+            a,rows = self.args,self.train_dataset if train_dataset is None else train_dataset
+            return _step_sampler([len(r['input_ids']) for r in rows], a.train_batch_size*a.gradient_accumulation_steps, a.seed)
+        def training_step(self, model:Any, inputs:Any, num_items_in_batch:Any=None)->Any:
+            if not self.in_pieces or self.args.device.type!='cpu' or num_items_in_batch is None: return super().training_step(model, inputs, num_items_in_batch)
+            return sum(super(ExactTrainer,self).training_step(model, x, num_items_in_batch) for x in pieces(inputs))
         def evaluation_loop(self, *args:Any, **kwargs:Any)->Any:
             size = self.args.per_device_eval_batch_size
             advice = f"per_device_eval_batch_size is {size}; try training.per_device_eval_batch_size={max(1,size//4)}, or a smaller input.max_length"
@@ -366,22 +413,40 @@ def _stopped_early(epoch:Path, patience:int)->bool:
     return bool(patience) and early.get('attributes',{}).get('early_stopping_patience_counter',0)>=patience
 
 # %% ../nbs/21b_encoders.ipynb #73c96aab
+def _gives_terms(loss:Callable, n_labels:int)->bool:
+    "Does a loss give a term for each record and label, instead of their mean?"
+    import torch
+    return loss(torch.zeros(2,n_labels), torch.eye(2,n_labels)).ndim>0
+
+# %% ../nbs/21b_encoders.ipynb #1ed230fd
+@lru_cache
+def _clock()->Any:
+    "A callback that knows for how long a training has run, parts before an interruption included."
+    from transformers import TrainerCallback
+    from transformers.trainer_callback import ExportableState
+    class TrainingClock(TrainerCallback, ExportableState):
+        def __init__(self, before:float=0.): self.before,self.start = before,time.perf_counter()
+        def state(self)->dict: return dict(args=dict(before=self.before+time.perf_counter()-self.start), attributes={})
+    return TrainingClock
+
+# %% ../nbs/21b_encoders.ipynb #942090ea
 def _make_trainer(encoder:Encoder, train:pd.DataFrame|list[dict], dev:pd.DataFrame|list[dict], work:str|os.PathLike, progress:bool,
                   tensorboard_dir:str|os.PathLike|None, callbacks:Sequence[Any], keep_epochs:bool)->'Trainer':
     "The `Trainer` of an encoder; making it moves the weights to the GPU."
     from transformers import DataCollatorWithPadding, PrinterCallback
-    t = encoder.training
+    t,loss = encoder.training,make_loss(encoder.loss, encoder.training, encoder.labels, encoder.root)
     shown = [epoch_progress(*check_metric(t.metric_for_best_model,encoder.labels), encoder.name)] if progress else []
     with explain_memory(f'placing {encoder.name} and its records', TOO_BIG):
         trainer = _trainer_class()(
             encoder.model, training_arguments(t, encoder.labels, work, encoder.seed, keep_epochs),
             train_dataset=_dataset(encoder,train), eval_dataset=_dataset(encoder,dev,by_length=True), processing_class=encoder.tokenizer,
             data_collator=DataCollatorWithPadding(encoder.tokenizer), compute_metrics=_dev_measures(encoder.labels,t.metric_for_best_model),
-            compute_loss_func=trainer_loss(make_loss(encoder.loss,t,encoder.labels,encoder.root)), callbacks=[*_callbacks(t,tensorboard_dir),*callbacks,*shown])
+            compute_loss_func=trainer_loss(loss), callbacks=[_clock()(),*_callbacks(t,tensorboard_dir),*callbacks,*shown])
     trainer.remove_callback(PrinterCallback)
+    trainer.in_pieces = _gives_terms(loss, len(encoder.labels))
     return trainer
 
-# %% ../nbs/21b_encoders.ipynb #1ed230fd
+# %% ../nbs/21b_encoders.ipynb #46c3d6c1
 def _run(trainer:'Trainer', encoder:Encoder, work:Path, resume:bool)->list[dict]:
     "Train from the start, or go on from a complete epoch in `work`; the log of all epochs."
     t = encoder.training
@@ -389,6 +454,7 @@ def _run(trainer:'Trainer', encoder:Encoder, work:Path, resume:bool)->list[dict]
     if epoch and _stopped_early(epoch, t.early_stopping_patience): trainer.args.num_train_epochs = round(read_json(epoch/'trainer_state.json')['epoch'])
     with _quiet(),explain_memory(f'training {encoder.name}', memory_advice(t,encoder.recipe.max_length)):
         trainer.train(resume_from_checkpoint=str(epoch) if epoch else None)
+    encoder.seconds_before = next(c.before for c in trainer.callback_handler.callbacks if isinstance(c,_clock()))
     return trainer.state.log_history
 
 # %% ../nbs/21b_encoders.ipynb #e77695e8
