@@ -238,7 +238,7 @@ def _only_one(s:Settings, r:Run)->Iterator[None]:
     "Refuse to train what another process trains."
     work = project_path(s, s.paths.final_model_dir)/'.training'/r.checkpoint
     try:
-        with locked(work, timeout=0): yield
+        with locked(work, timeout=float(os.environ.get('IPBES_LOCK_WAIT') or 0)): yield
     except Timeout: raise ValueError(f"another process is training {r.checkpoint}; wait for it, or choose another fold or run") from None
 
 # %% ../nbs/22_train.ipynb #7c22e7ce
