@@ -88,7 +88,7 @@ def prediction_hashes(
 def _read_predictions(s:Settings, t:Task, expected:Mapping[str,str])->dict[str,str]:
     "The prediction files that a comparison reads; `expected` ones that are missing will have been made until then."
     if t.report!='compare': return {}
-    try: found = [p for _,p in find_predictions(s, t.parameters['models'], t.parameters['folds'], [t.run])]
+    try: found = [p for _,p in find_predictions(s, t.parameters['models'], t.parameters['folds'], t.runs)]
     except (FileNotFoundError,ValueError):
         if not expected: raise
         found = []
@@ -98,7 +98,7 @@ def _read_predictions(s:Settings, t:Task, expected:Mapping[str,str])->dict[str,s
 def _data(s:Settings, t:Task)->dict[str,Any]:
     "Hashes of data set, fold files and clusters of near-duplicates; `FileNotFoundError` names the command that makes them."
     folder = project_path(s,s.paths.folds_dir)
-    names = [fold_file(split,t.fold,t.run) for split in SPLITS] if t.fold is not None else [fold_file(split,k,t.run) for k in t.parameters.get('folds',()) for split in SPLITS]
+    names = [fold_file(split,t.fold,t.run) for split in SPLITS] if t.fold is not None else [fold_file(split,k,r) for r in t.runs for k in t.parameters.get('folds',()) for split in SPLITS]
     needed = [project_path(s,s.paths.dataset), *(folder/n for n in names)]
     if missing := [str(p) for p in needed if not p.exists()]: raise FileNotFoundError(f"{t.name} needs {', '.join(missing)}; `ipbes preprocess` and `ipbes folds` make them")
     clusters = folder/'clusters.parquet'

@@ -30,10 +30,15 @@ class Task:
     after:tuple[str,...] = field(compare=False, default=())  # names of tasks whose results it reads beside those that its report reads anyway
 
     @property
+    def runs(self)->list[int]:
+        "The repetitions that it reads: several for a comparison over runs."
+        return list(self.parameters.get('runs') or [self.run])
+
+    @property
     def name(self)->str:
         "Name of the executed notebook, without suffix."
         fold = 'all' if self.fold is None else self.fold
-        return f'{self.report}__{model_name(self.model)}__{self.loss}__fold-{fold}__run-{self.run}'
+        return f'{self.report}__{model_name(self.model)}__{self.loss}__fold-{fold}__run-{"-".join(map(str,self.runs))}'
 
 # %% ../nbs/40a_tasks.ipynb #9ec2e7fd
 def train_tasks(
@@ -82,12 +87,13 @@ def ensemble_tasks(
 def compare_tasks(
     models:Sequence[str], # that stand in the leaderboard
     folds:Sequence[int],  # over which it goes
-    runs:Sequence[int],   # repetitions, one comparison each
+    runs:Sequence[int],   # repetitions, one comparison each, and one of all together
     **parameters:Any,     # of each report
 )->list[Task]:            # to come last
-    "One comparison over the folds for each run, the same in whatever order models and folds are given."
-    names = sorted(model_name(m) for m in models)
-    return [Task('compare', 'all', 'all', None, r, dict(models=names, folds=sorted(folds), run=r, **parameters)) for r in runs]
+    "One comparison over the folds for each run, and over all runs if there are several; the same in whatever order models, folds and runs are given."
+    p = dict(models=sorted(model_name(m) for m in models), folds=sorted(folds), **parameters)
+    each = [Task('compare', 'all', 'all', None, r, dict(run=r)|p) for r in runs]
+    return each if len(each)<2 else [*each, Task('compare', 'all', 'all', None, min(runs), dict(run=min(runs), runs=sorted(runs))|p)]
 
 # %% ../nbs/40a_tasks.ipynb #d69f1763
 def report_path(
@@ -122,6 +128,6 @@ def builds_on(
 )->bool:
     "Does task `t` read the results of task `u`?"
     if u.name in t.after: return True
-    if t.run!=u.run or (t.report,u.report) not in READS: return False
+    if u.run not in t.runs or (t.report,u.report) not in READS: return False
     if u.report=='hpo': return bool(t.parameters.get('hp_config')) and (model_name(t.model),t.loss,t.fold)==(model_name(u.model),u.loss,u.fold)
     return t.fold in (None,u.fold) and (t.report!='ensemble' or u.loss==t.loss or u.model in BASELINES or is_own(u.model))
