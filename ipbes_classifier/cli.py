@@ -441,19 +441,32 @@ def run(
     for m in model or s.ensemble.models: _say_unused_loss(m, *(loss or ()))
     _show_grid(run_grid(s, model or (), fold or (), loss or ('BCE',), run or (0,), experiment, ensemble, compare, parameters, force, typer.echo))
 
+# %% ../nbs/90_cli.ipynb #c2844716
+def _show_leaderboard(path:Path)->None:
+    "The main figures of a leaderboard with their intervals, prevalence and n; nothing where there is no such file."
+    import pandas as pd
+    from ipbes_classifier.compare import readable
+    if not path.exists(): return
+    table = pd.read_csv(path, keep_default_na=False, na_values=[''], dtype=dict(model=str,label=str))
+    typer.echo(readable(table,['AP','f1','WSS95']).to_string(line_width=shutil.get_terminal_size().columns))
+
 # %% ../nbs/90_cli.ipynb #1596fa77
 @app.command()
 def compare(
-    overrides:Overrides=None, model:Models=None, fold:Folds=None, run:Run=0, config:ConfigFile=None, experiment:Experiment='main', force:Force=False,
+    overrides:Overrides=None, model:Models=None, fold:Folds=None, run:Runs=None, config:ConfigFile=None, experiment:Experiment='main', force:Force=False,
 )->None:
-    "A leaderboard as a report, over the folds that all models have; without -m, of all models that have predictions."
+    "A leaderboard, shown and as a report, over the folds and runs that all models have; without -m, of all models that have predictions."
     from ipbes_classifier.compare import find_predictions, read_comparison
-    from ipbes_classifier.pipeline import compare_tasks, run_tasks
+    from ipbes_classifier.config import project_path
+    from ipbes_classifier.pipeline import run_tasks
+    from ipbes_classifier.tasks import compare_tasks
+    runs = sorted(set(run or [0]))
     parameters = _flags(root='', experiment=experiment, config=str(config.absolute()) if config else None, overrides=overrides or None)
     s = _settings(config, overrides)
     _need_data(s)
-    _show_grid(run_tasks(s, compare_tasks(model or [], fold or [], [run], **parameters), experiment, force, typer.echo))
-    for note in read_comparison(find_predictions(s, model, fold, [run])).notes: typer.echo(note, err=True)
+    _show_grid(run_tasks(s, compare_tasks(model or [], fold or [], runs, **parameters)[-1:], experiment, force, typer.echo))
+    _show_leaderboard(project_path(s,s.paths.metrics_dir)/f'{experiment}_run-{"-".join(map(str,runs))}'/'leaderboard.csv')
+    for note in read_comparison(find_predictions(s, model, fold, runs)).notes: typer.echo(note, err=True)
 
 # %% ../nbs/90_cli.ipynb #6e5d2fad
 @app.command()
