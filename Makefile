@@ -66,6 +66,8 @@ export: setup-dev
 # the figures of full size stand in benchmarks/results/; a small run must not replace them
 bench: setup-dev
 	$(BIN)/python benchmarks/preprocess.py --n $(N) --results results/benchmarks/preprocess.json
+	$(BIN)/python benchmarks/grid.py --quick --results results/benchmarks/grid.json
+	test -z "$$IPBES_REAL_DATA" || $(BIN)/python benchmarks/search.py --quick --work results/search_quick --results results/benchmarks/search.json
 	test -z "$$IPBES_REAL_DATA" || $(BIN)/python benchmarks/quality.py --quick --work results/quality_quick --results results/benchmarks/quality.json
 
 pins: setup-dev

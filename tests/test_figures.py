@@ -24,3 +24,34 @@ def test_readme_figures_are_those_of_the_benchmark(root, rows):
 def test_no_text_of_a_paper_is_in_a_benchmark_file(root):
     for p in (root/'benchmarks/results').glob('*.json'):
         for key in ('"title"','"abstract"','"doi"'): assert key not in p.read_text(), p
+
+
+@pytest.fixture
+def search_benchmark(monkeypatch, root):
+    "The script as a module."
+    monkeypatch.syspath_prepend(str(root/'benchmarks'))
+    return pytest.importorskip('search')
+
+
+def test_early_stopping_is_counted_as_the_trainer_counts_it(search_benchmark):
+    "Patience counts epochs in a row without a new best; equal is not better."
+    stop = search_benchmark.early_stop
+    assert stop([.1,.2,.2,.1,.9],2)==4 and stop([.3,.2,.4,.3,.3],2)==5 and stop([.1,.2,.3],2)==3
+    assert stop([.9,.1,.1,.1],0)==4
+
+
+def test_figures_of_a_search_are_those_of_its_epochs(search_benchmark):
+    import pandas as pd
+    epochs = pd.DataFrame(dict(trial=[1,1,2], epoch=[1,2,1], value=[.1,.5,.4]))
+    assert search_benchmark.figures(epochs, 3.21, 'value')==dict(epochs=3, seconds=3.2, best=.5, best_trial=1, best_epoch=2)
+
+
+@pytest.mark.parametrize('name', ['search','grid'])
+def test_committed_figures_are_of_full_size(root, name):
+    "A quick run must not stand where figures of full size are quoted from."
+    path = root/f'benchmarks/results/{name}.json'
+    if not path.exists(): pytest.skip(f'{path.name} was not made yet')
+    q = json.loads(path.read_text())
+    assert not q['quick'] and f'benchmarks/{name}.py' in q['command'] and '--quick' not in q['command']
+    if name=='search': assert q['max_difference']==0 and q['epochs_compared']==q['asha']['epochs']<q['to_the_end']['epochs']
+    else: assert all(q['seconds'][way][x]>0 for way in q['seconds'] for x in ('cold','all'))
