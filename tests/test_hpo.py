@@ -127,7 +127,7 @@ def test_more_trials_go_on_from_those_there_are(small, found):
 
 def test_what_has_ended_when_the_time_is_up_is_the_result(small, tmp_path):
     s = project(tmp_path/'p')
-    s = replace(s, hpo=replace(s.hpo, n_trials=8, time_budget='3h', space=dict(baseline=dict(n_estimators='choice(1000, 1500)', min_df='choice(1, 2, 3)'))))
+    s = replace(s, hpo=replace(s.hpo, n_trials=8, time_budget='3h', space=dict(baseline=dict(n_estimators='choice(100, 150)', min_df='choice(1, 2, 3)'))))
     lines = []
     def say(line):
         lines.append(line)
