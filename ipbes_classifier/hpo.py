@@ -390,5 +390,5 @@ def _say_failed(trials:pd.DataFrame, say:Callable[[str],Any])->None:
 def _only_one(folder:Path)->Iterator[None]:
     "Refuse to search where another process does."
     try:
-        with locked(folder, timeout=0): yield
+        with locked(folder, timeout=float(os.environ.get('IPBES_LOCK_WAIT') or 0)): yield
     except Timeout: raise ValueError(f"another process runs this search already: {folder}") from None
