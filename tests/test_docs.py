@@ -33,9 +33,9 @@ def fences(text):
 
 
 BLOCKS = fences(README)
-TOURS = ['For an analyst','For a developer','For an engineer']
+TOURS = ['For an analyst','For a developer','For an engineer','Searching settings, and many runs']
 SERVED = ['A new assessment','Getting the data'] # ask services, which stand on 127.0.0.1 in tests
-OUTSIDE = ('pip install','ipbes hpo','--hp-config','make ') # reach for a package index or the hub, or are tested elsewhere
+OUTSIDE = ('pip install','make ') # reach for a package index or the hub, or are tested elsewhere
 
 
 def blocks(heading): return [(kind,code) for h,kind,code in BLOCKS if h==heading]
