@@ -157,6 +157,14 @@ def test_engineer_gets_through(tmp_path):
     assert re.search(r'7 executed, 0 done before', said[0]) and re.search(r'0 executed, 7 done before', said[0])
 
 
+@pytest.mark.long
+def test_searches_and_a_grid_get_through(tmp_path):
+    "The dry run lists what then is executed; a changed setting touches what it says."
+    where,said = run_tour('Searching settings, and many runs', tmp_path, tmp_path/'pwd')
+    assert (where/'configs/best_hpo.yaml').is_file() and list((where/'papermill_runs/main').glob('compare__*.html'))
+    assert '11 executed' in said[2] and 'Ensemble' in said[2]
+
+
 def test_a_failing_block_is_noticed(tmp_path):
     with pytest.raises(AssertionError, match='nobody'): run_block('sh', 'ipbes predict nobody.csv -m none -o out.csv', tmp_path, tmp_path/'pwd')
     with pytest.raises(AssertionError, match='ZeroDivision'): run_block('python', '1/0', tmp_path, tmp_path/'pwd')
