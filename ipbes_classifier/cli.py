@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from ipbes_classifier.config import Settings
     from ipbes_classifier.corpus import Sample
+    from ipbes_classifier.identity import Planned
     from ipbes_classifier.pipeline import Grid
     from ipbes_classifier.train import Trained
 
@@ -422,6 +423,12 @@ def _show_grid(g:'Grid')->None:
     for name,error in g.failed.items(): typer.echo(f'failed: {name}: {error}', err=True)
     if g.failed: raise typer.Exit(1)
 
+# %% ../nbs/90_cli.ipynb #98954b47
+def _show_plan(planned:'Sequence[Planned]')->None:
+    "A line a report: what would be executed and why, and what is done."
+    for p in planned: typer.echo(f"{p.task.name}: {f'to run: {p.why}' if p.why else 'done, unchanged'}")
+    typer.echo(f"{sum(bool(p.why) for p in planned)} of {len(planned)} reports would be executed")
+
 # %% ../nbs/90_cli.ipynb #2967c288
 @app.command()
 def run(
@@ -431,15 +438,21 @@ def run(
     compare:Annotated[bool, typer.Option('--compare/--no-compare', help='A leaderboard at the end')]=True,
     engine:Annotated[str|None, typer.Option('--engine', help='ray, here (one after another), or auto; default: grid.engine')]=None,
     address:Annotated[str|None, typer.Option('--address', help='Ray cluster to run on, auto or host:port; default: one is started here')]=None,
+    search:Annotated[bool, typer.Option('--search', help='First look for the best settings of each training, then train with them')]=False,
+    n_trials:Annotated[int|None, typer.Option('--n-trials', min=1, help='Settings that each search tries')]=None,
+    dry_run:Annotated[bool, typer.Option('--dry-run', help='Tell what would be executed, and why; start and write nothing')]=False,
 )->None:
     "Execute models x folds x losses x runs as reports; skip what is done, go on past failures."
-    from ipbes_classifier.pipeline import run_grid
+    from ipbes_classifier.pipeline import grid_tasks, plan_tasks, run_grid
+    if n_trials and not search: raise ValueError('--n-trials is for --search')
+    overrides = [*(overrides or []), *([f'hpo.n_trials={n_trials}'] if n_trials else [])]
     parameters = _flags(with_title=with_title, with_keywords=with_keywords, best_metric=best_metric,
                         hp_config=str(hp_config.absolute()) if hp_config else None, config=str(config.absolute()) if config else None, overrides=overrides or None)
     s = _settings(config, overrides, **{'input.with_title':with_title,'input.with_keywords':with_keywords,'grid.engine':engine,'ray.address':address})
     _need_data(s)
     for m in model or s.ensemble.models: _say_unused_loss(m, *(loss or ()))
-    _show_grid(run_grid(s, model or (), fold or (), loss or ('BCE',), run or (0,), experiment, ensemble, compare, parameters, force, typer.echo))
+    if dry_run: return _show_plan(plan_tasks(s, grid_tasks(s, model or (), fold or (), loss or ('BCE',), run or (0,), experiment, ensemble, compare, parameters, search), experiment, force))
+    _show_grid(run_grid(s, model or (), fold or (), loss or ('BCE',), run or (0,), experiment, ensemble, compare, parameters, force, typer.echo, search))
 
 # %% ../nbs/90_cli.ipynb #c2844716
 def _show_leaderboard(path:Path)->None:
@@ -448,7 +461,7 @@ def _show_leaderboard(path:Path)->None:
     from ipbes_classifier.compare import readable
     if not path.exists(): return
     table = pd.read_csv(path, keep_default_na=False, na_values=[''], dtype=dict(model=str,label=str))
-    typer.echo(readable(table,['AP','f1','WSS95']).to_string(line_width=shutil.get_terminal_size().columns))
+    typer.echo(readable(table,['AP','f1']).to_string(line_width=shutil.get_terminal_size().columns))
 
 # %% ../nbs/90_cli.ipynb #1596fa77
 @app.command()
