@@ -45,6 +45,8 @@ import torch
 sys.path.insert(0, sys.argv[1])
 from test_out_of_memory import small_encoder, toy
 from transformers import Trainer
+import ipbes_classifier.encoders
+ipbes_classifier.encoders._gives_terms = lambda *args: False  # as for a loss that gives a mean: no pieces, in which 5,000 records fit
 encoder,records = small_encoder(per_device_train_batch_size=5000), toy(5000).assign(abstract='ants on islands '*40)
 step = Trainer.training_step
 def short_of_memory(self, *args, **kwargs):
