@@ -157,13 +157,15 @@ def test_a_killed_process_costs_no_more_than_its_report(undisturbed, tmp_path, e
 
 @LONG
 def test_a_killed_ray_worker_is_replaced_in_the_same_command(undisturbed, tmp_path):
-    "The report that it executed is executed again, and nothing of the first attempt is left."
+    "The report that it executed is executed again; what the first attempt left half-written goes with the next command."
     root = make(tmp_path/'p')
     job,pids = begin(root, 'ray', 'once')
     assert pids['parent']!=job.pid, 'a worker of Ray executes the report'
     os.kill(pids['parent'], signal.SIGKILL)
     assert not job.wait(180), said(root)
     assert gone(pids['kernel'])
+    code,out = finish(root, *ARGS, engine='ray')
+    assert not code and '0 executed, 3 done before' in out, out
     same(root, undisturbed)
 
 
