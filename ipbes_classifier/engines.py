@@ -99,7 +99,7 @@ def _call(job:Job, cpus:float, given:Mapping[str,str], more:Mapping[str,str])->t
     "The value of a job and the seconds that it took, with the threads of its processors."
     t0 = time.perf_counter()
     threads = thread_variables(cpus,given) if job.kind!='search' else {k:given.get(k) for k in THREADS}
-    with variables(threads|more): return job.call(*job.args), time.perf_counter()-t0
+    with variables({**threads,**more}): return job.call(*job.args), time.perf_counter()-t0
 
 # %% ../nbs/40c_engines.ipynb #f7a45bc9
 class Here:
@@ -107,7 +107,8 @@ class Here:
     def __init__(self,
         s:Settings, # processors
     ):
-        self.s,self.queue,self.current = s,list[Job](),None
+        self.s,self.queue = s,list[Job]()
+        self.current:Job|None = None
 
     def submit(self, jobs:Sequence[Job])->None:
         "Take jobs."
@@ -133,7 +134,7 @@ def _task(job:Job, cpus:float, given:Mapping[str,str], more:Mapping[str,str])->I
     "What a Ray worker runs: where it is, then value and seconds."
     import platform
     yield platform.node(),
-    yield _call(job, cpus, given, dict(given)|more)
+    yield _call(job, cpus, given, {**given,**more})
 
 # %% ../nbs/40c_engines.ipynb #d8daff32
 def _given()->dict[str,str]:
@@ -241,7 +242,8 @@ class Auto:
     def __init__(self,
         s:Settings, # `ray.address` asks for Ray in any case
     ):
-        self.s,self.engine = s,Here(s)
+        self.s = s
+        self.engine:Engine = Here(s)
 
     def submit(self, jobs:Sequence[Job])->None:
         "Take jobs, and turn to Ray if two can run at once."
