@@ -374,7 +374,7 @@ def pieces(
     mask = batch['attention_mask']
     def cut(rows:list[int])->dict:
         used = mask[rows].any(0).nonzero().flatten().tolist()
-        return {k:v[rows][:,used[0]:used[-1]+1] if v.shape==mask.shape else v[rows] for k,v in batch.items()}
+        return {k:v[rows][:,used[0]:used[-1]+1] if k!='labels' and v.shape==mask.shape else v[rows] for k,v in batch.items()}
     return [cut(rows) for rows in length_batches(mask.sum(1).tolist(), max_tokens)]
 
 # %% ../nbs/21b_encoders.ipynb #19cc1085
