@@ -11,7 +11,6 @@ Figures go to `benchmarks/results/search.json`: measures and counts only, no tit
 """
 import argparse
 import os
-import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -97,7 +96,6 @@ def main()->None:
     os.environ.pop('IPBES_ENV', None)
     overrides = settings(epochs, trials)
     s = make_project(work, data, overrides, n)
-    shutil.rmtree(project_path(s,s.paths.best_hpo), ignore_errors=True)
     import torch
     torch.set_num_threads(local_cpus(s))
     t0 = time.perf_counter()

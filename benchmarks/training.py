@@ -42,11 +42,12 @@ def sample(data: Path, n_train: int, n_dev: int) -> tuple[pd.DataFrame, pd.DataF
 
 
 def encoder(epochs: int, max_length: int):
-    "minilm with a new head, and the rates that both ways share; all else as it is by itself."
+    "minilm with a new head, the rates that both ways share, and the epoch of the lowest dev loss, as the plain way keeps it; all else as it is by itself."
     from ipbes_classifier.config import load_config
     from ipbes_classifier.encoders import Encoder
     s = load_config(env='', overrides=[f'labels=[{",".join(f"{{name: {l}}}" for l in LABELS)}]', 'models={}', f'input.max_length={max_length}', f'training.learning_rate={RATE}',
-        f'training.num_train_epochs={epochs}', f'training.per_device_train_batch_size={BATCH}', f'training.gradient_accumulation_steps={ACCUMULATION}', 'training.early_stopping_patience=0'])
+        f'training.num_train_epochs={epochs}', f'training.per_device_train_batch_size={BATCH}', f'training.gradient_accumulation_steps={ACCUMULATION}', 'training.early_stopping_patience=0',
+        'training.metric_for_best_model=eval_loss'])
     return Encoder.pretrained('minilm', s, seed=42)
 
 
