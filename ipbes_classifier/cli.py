@@ -452,7 +452,7 @@ def run(
     _need_data(s)
     for m in model or s.ensemble.models: _say_unused_loss(m, *(loss or ()))
     if dry_run: return _show_plan(plan_tasks(s, grid_tasks(s, model or (), fold or (), loss or ('BCE',), run or (0,), experiment, ensemble, compare, parameters, search), experiment, force))
-    _show_grid(run_grid(s, model or (), fold or (), loss or ('BCE',), run or (0,), experiment, ensemble, compare, parameters, force, typer.echo, search))
+    _show_grid(run_grid(s, model or (), fold or (), loss or ('BCE',), run or (0,), experiment, ensemble, compare, parameters, force, typer.echo, search, sys.stdout.isatty()))
 
 # %% ../nbs/90_cli.ipynb #c2844716
 def _show_leaderboard(path:Path)->None:

@@ -9,6 +9,7 @@ __all__ = ['strip_execution', 'execute_report', 'Grid', 'run_tasks', 'task_kind'
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from .config import Settings, find_root, load_config, model_training, project_pa
 from .files import atomic_path, locked, read_json
 from .extensions import use_modules
 from .identity import Planned, plan, save_state, state_path, task_identity, task_inputs, why_run
+from .live_table import live_table
 from .memory import memory_advice
 from .models import BASELINES, is_own, known_model, model_name
 from .report_html import notebook_to_html
@@ -132,6 +134,7 @@ def run_tasks(
     experiment:str,           # name of the folder below `papermill_runs/`
     force:bool=False,         # execute also what is done and unchanged
     say:Callable[[str],None]=print, # tells what happens
+    table:bool=False,         # a live table on the terminal in place of what `say` would tell
 )->Grid:
     """Execute what remains of the tasks, by the engine of `grid.engine`; parameters of all are checked before the first runs.
 
@@ -143,7 +146,8 @@ def run_tasks(
     try:
         with locked(folder, timeout=0):
             _remove_unfinished(folder)
-            return _run(_Schedule(s, tasks, Grid(folder), force, _lines(tasks,say)), make_engine(s))
+            with live_table(tasks) if table else nullcontext(_lines(tasks,say)) as tell:
+                return _run(_Schedule(s, tasks, Grid(folder), force, tell), make_engine(s))
     except Timeout: raise ValueError(f"another process runs the experiment {experiment!r} ({folder}); wait for it, or give this one another name with --experiment") from None
 
 # %% ../nbs/40_pipeline.ipynb #b4ec8253
@@ -295,10 +299,11 @@ def run_grid(
     force:bool=False,                 # execute also what is done and unchanged
     say:Callable[[str],None]=print,
     search:bool=False,                # look for the best settings of each training first, and train with them
+    table:bool=False,                 # a live table on the terminal in place of what `say` would tell
 )->Grid:
     "Models x folds x losses x runs, then ensembles and a comparison; finished and unchanged reports are skipped."
     tasks = grid_tasks(s, models, folds, losses, runs, experiment, with_ensemble, with_compare, parameters, search)
-    return run_tasks(s, tasks, experiment, force, say)
+    return run_tasks(s, tasks, experiment, force, say, table)
 
 # %% ../nbs/40_pipeline.ipynb #d6cfc6ea
 def plan_tasks(
