@@ -406,13 +406,13 @@ def hpo(
 )->None:
     "Search for good settings of one model on one fold; the test records stay unseen."
     from ipbes_classifier.hpo import search
-    from ipbes_classifier.search_plots import save_trials_plot
+    from ipbes_classifier.search_plots import save_search_plots
     given = {'hpo.time_budget':time_budget,'hpo.warm_start':warm_start,'ray.address':address}
     items = [*(f'{k}={_literal(v)}' for k,v in given.items() if v is not None),*(overrides or [])]
     found = search(model, fold, run, loss, n_trials, hpo_metric, with_title, with_keywords, config, items, resume=resume, say=typer.echo)
     typer.echo(f'best of {len(found.trials)} trials: {found.best.metric} {found.best.value:.4f} on dev')
     for key,value in found.best.flat.items(): typer.echo(f'  {key}: {value:.6g}' if isinstance(value,float) else f'  {key}: {value}')
-    for path in (found.file,save_trials_plot(found),found.folder): typer.echo(os.path.relpath(path))
+    for path in (found.file,save_search_plots(found)['trials'],found.folder): typer.echo(os.path.relpath(path))
 
 # %% ../nbs/90_cli.ipynb #2fa736c1
 def _show_grid(g:'Grid')->None:

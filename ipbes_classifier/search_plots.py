@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['trials_plot', 'settings_plot', 'parallel_plot', 'Importance', 'importance_warning', 'importance', 'importance_plot',
-           'epochs_spent', 'epochs_plot', 'curves_plot', 'search_figures', 'save_search_plots', 'save_trials_plot']
+           'epochs_spent', 'epochs_plot', 'curves_plot', 'search_figures', 'save_search_plots']
 
 # %% ../nbs/26a_search_plots.ipynb #2f39794f
 import math
@@ -368,10 +368,3 @@ def save_search_plots(
     folder = project_path(s,s.paths.plots_dir)/'hyperparams'
     drawn = search_figures(found) if figures is None else figures
     return {name:save_figure(fig, folder/(f'{key}.png' if name=='trials' else f'{key}_{name}.png')) for name,fig in drawn.items()}
-
-# %% ../nbs/26a_search_plots.ipynb #fa1b7f99
-def save_trials_plot(
-    found:Search, # a search
-)->Path:          # plots/hyperparams/{entry}.png
-    "Save the picture of trials over time alone."
-    return save_search_plots(found, dict(trials=trials_plot(found)))['trials']
