@@ -167,7 +167,7 @@ class Resources:
 @dataclass
 class Grid:
     "How the reports of a grid are executed."
-    engine:str = 'auto'                                  # ray; here: one after another in this process; auto: Ray where it is installed and two or more reports remain
+    engine:str = 'auto'                                  # ray; here: one after another in this process; auto: Ray where it is installed and two reports can run at once
     retries:int = 2                                      # of a report whose process or machine was lost
     encoder:Resources = field(default_factory=lambda: Resources(0,1.))
     baseline:Resources = field(default_factory=Resources)
