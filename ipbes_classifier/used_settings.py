@@ -15,7 +15,7 @@ from .models import BASELINES, is_own
 
 # %% ../nbs/24a_used_settings.ipynb #6a8afb6f
 PATHS = dict(train=('dataset','folds_dir','final_model_dir','metrics_dir','test_preds_dir','dev_preds_dir','plots_dir'),
-             compare=('dataset','folds_dir','metrics_dir','test_preds_dir','plots_dir'),
+             compare=('dataset','folds_dir','final_model_dir','metrics_dir','test_preds_dir','plots_dir'),
              hpo=('dataset','folds_dir','best_hpo','ray_dir','plots_dir'))  # that a report reads or writes
 PATHS['ensemble'] = PATHS['train']
 
