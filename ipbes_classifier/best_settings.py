@@ -41,7 +41,7 @@ class Best:
     data:str = ''                          # sha256 of the data set; '': not known
     rows:str = ''                          # hash of the train and dev rows; '': not known
     versions:dict[str,str] = field(default_factory=dict)
-    warm_start:list[str] = field(default_factory=list)   # entries that its first trials were from; of another fold: its train and dev records were seen
+    warm_start:list[str] = field(default_factory=list)   # entries that its first trials were from, and those that these were from; of another fold: its train and dev records were seen
     epochs:int = 0                         # trained in all, of all trials
     source:str = field(default='', compare=False)   # file and entry that it was read from, for messages
 
@@ -49,6 +49,11 @@ class Best:
     def key(self)->str:
         "What names its entry."
         return best_key(self.model, self.loss, self.fold, self.run)
+
+    @property
+    def saw_other_folds(self)->bool:
+        "Do its first trials rest on searches of other folds or runs, whose train and dev records may be in its test set?"
+        return not all(k.endswith(best_key('', '', self.fold, self.run)[2:]) for k in self.warm_start)
 
     @property
     def flat(self)->dict[str,Any]:

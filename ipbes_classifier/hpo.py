@@ -125,6 +125,7 @@ class Plan:
     data:dict[str,Any]     # of `trial_data`
     first:list[dict[str,Any]] = field(default_factory=list)  # first trials: the settings in use, if within the ranges, then warm points
     warm:list[str] = field(default_factory=list)             # entries of best_hpo.yaml that the warm points are from
+    inherited:list[str] = field(default_factory=list)        # further entries that those were warmed by
 
     @property
     def key(self)->str:
@@ -191,11 +192,12 @@ def _with_first(p:Plan)->Plan:
     if mode=='none' or not file.is_file(): return replace(p, first=[used] if used else [])
     there = read_searches(file, label_names(s))
     found = [b for b in there.values() if b.key!=p.key and b.data==p.data_hash and (not b.labels or b.labels==label_names(s))
-             and (mode=='all' or (b.fold,b.run,b.rows)==(p.fold,p.run,p.rows))]
+             and (mode=='all' or (b.fold,b.run,b.rows)==(p.fold,p.run,p.rows) and not b.saw_other_folds)]
     found.sort(key=lambda b: ((b.model,b.loss)!=(p.name,p.loss), b.rows!=p.rows, b.key))
     warm = warm_points(s, p.section, p.space, p.model, found)
     if used: warm = {k:v for k,v in warm.items() if v!=used}
-    return replace(p, first=([used] if used else [])+list(warm.values()), warm=list(warm))
+    inherited = {k for key in warm for k in there[key].warm_start}-{*warm,p.key}
+    return replace(p, first=([used] if used else [])+list(warm.values()), warm=list(warm), inherited=sorted(inherited))
 
 # %% ../nbs/23_hpo.ipynb #b61eb614
 def _identity(p:Plan)->dict[str,Any]:
@@ -286,7 +288,7 @@ def _best(p:Plan, trials:pd.DataFrame)->Best:
     s,value = p.settings,float(trials['value'].max() if p.more else trials['value'].min())
     return Best(p.name, p.loss, p.fold, p.run, {p.section:nested(_best_values(p,trials))}, p.metric, 'max' if p.more else 'min', value, len(trials),
                 s.input.with_title, s.input.with_keywords, label_names(s), s.seed, p.data_hash, p.rows, _versions(),
-                warm_start=p.warm, epochs=int(trials['epochs'].sum()))
+                warm_start=[*p.warm,*p.inherited], epochs=int(trials['epochs'].sum()))
 
 # %% ../nbs/23_hpo.ipynb #91ce6235
 _ALL_FAILED = 'failed.json'  # in place of search.json where no trial succeeded

@@ -148,7 +148,7 @@ def test_what_has_ended_when_the_time_is_up_is_the_result(small, tmp_path):
             baseline=dict(n_estimators='choice(20000, 30000)')))), say=str)
 
 
-@pytest.mark.parametrize('mode,first', [('none',None), ('fold',[3.]), ('all',[5.,3.])])
+@pytest.mark.parametrize('mode,first', [('none',None), ('fold',[3.]), ('all',[5.,3.,6.])])
 def test_first_trials_come_from_other_searches(small, tmp_path, mode, first):
     from ipbes_classifier.hpo import plan_search
     s = project(tmp_path/'p')
@@ -161,11 +161,14 @@ def test_first_trials_come_from_other_searches(small, tmp_path, mode, first):
     add('tfidf-old', 0, 4.5, data='another data set')
     add('tfidf-encoder', 0, 4.7, settings=dict(training=dict(learning_rate=1e-4)))
     add('tfidf-logreg', 1, 5., loss='logloss', rows='of fold 1')
+    add('tfidf-warm', 0, 6., warm_start=['tfidf-svm__x__fold-2__run-0'])
     found = search('tfidf-logreg', settings=s, n_trials=1+len(first or [])+1, say=str)
     if mode=='none': assert not found.best.warm_start and found.plan.first==[dict(C=1.,min_df=2,ngram_max=2)]
     else:
         assert found.trials.C.tolist()[:len(first)+1]==[1.,*first]
-        assert found.best.warm_start[:len(first)]==(['tfidf-svm__x__fold-0__run-0'] if mode=='fold' else ['tfidf-logreg__logloss__fold-1__run-0','tfidf-svm__x__fold-0__run-0'])
+        svm = 'tfidf-svm__x__fold-0__run-0'
+        assert found.best.warm_start==([svm] if mode=='fold' else ['tfidf-logreg__logloss__fold-1__run-0',svm,
+            'tfidf-warm__x__fold-0__run-0','tfidf-other__x__fold-0__run-0','tfidf-svm__x__fold-2__run-0']), 'with what those were from'
         other = plan_search(replace(s,hpo=replace(s.hpo,warm_start='none')), 'tfidf-logreg', 0, 0, 'BCE')
         from ipbes_classifier.hpo import _folder
         assert _folder(other)!=found.folder, 'first trials belong to what makes a search'
