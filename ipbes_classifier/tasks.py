@@ -68,7 +68,7 @@ def hpo_tasks(
     "A search for each training of the grid; `ValueError` as for `train_tasks`."
     tasks:list[Task] = []
     for t in train_tasks(models, folds, losses, runs, project, **parameters):
-        before = [u.name for u in tasks if warm_start!='none' and u.run==t.run and (warm_start=='all' or u.fold==t.fold)]
+        before = [u.name for u in tasks if warm_start=='all' or warm_start=='fold' and (u.fold,u.run)==(t.fold,t.run)]
         tasks.append(replace(t, report='hpo', after=tuple(before)))
     return tasks
 
