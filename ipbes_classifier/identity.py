@@ -23,7 +23,7 @@ from .extensions import code_hashes, use_modules
 from .files import file_hash, obj_hash, read_json, write_json
 from .folds import fold_file, SPLITS
 from .models import BASELINES, is_own, known_model, model_hash, model_name
-from .provenance import versions
+from .provenance import PACKAGES, versions
 from .results import Run, predictions_path
 from .tasks import Task, builds_on, report_path
 from .train import own_code
@@ -86,13 +86,13 @@ def prediction_hashes(
 
 # %% ../nbs/40b_identity.ipynb #85b09ac2
 def _read_predictions(s:Settings, t:Task, expected:Mapping[str,str])->dict[str,str]:
-    "The prediction files that a comparison reads; `expected` ones that are missing will have been made until then."
+    "The prediction files that a comparison reads; `expected` ones will be as they were by then, whatever is there now."
     if t.report!='compare': return {}
     try: found = [p for _,p in find_predictions(s, t.parameters['models'], t.parameters['folds'], t.runs)]
     except (FileNotFoundError,ValueError):
         if not expected: raise
         found = []
-    return dict(expected)|_hashes(found)
+    return _hashes(found)|dict(expected)
 
 # %% ../nbs/40b_identity.ipynb #2414f96c
 def _data(s:Settings, t:Task)->dict[str,Any]:
@@ -113,9 +113,12 @@ def _own_code(s:Settings, t:Task)->dict[str,str]:
 def _found(s:Settings, t:Task)->dict[str,Any]:
     "What a search found for a training that asks for it."
     path = t.parameters.get('hp_config')
-    if not path: return {}
+    return _entry(s, t, path) if path else {}
+
+def _entry(s:Settings, t:Task, path:str|os.PathLike)->dict[str,Any]:
+    "The entry of a task's model, loss, fold and run in a file of searches; `ValueError` or `FileNotFoundError` if there is none."
     best = read_best(path, model_name(t.model), t.loss, t.fold or 0, t.run, label_names(s))
-    return {k:v for k,v in asdict(best).items() if k not in ('source','seconds')}
+    return {k:v for k,v in asdict(best).items() if k!='source'}
 
 # %% ../nbs/40b_identity.ipynb #fe4fea33
 def _parameters(t:Task)->dict[str,Any]:
@@ -131,6 +134,11 @@ def _settings(s:Settings, t:Task)->dict[str,Any]:
     return used_settings(replace(s,input=replace(s.input,**flags)), t.report, model, t.parameters.get('loss','BCE'))
 
 # %% ../nbs/40b_identity.ipynb #d79f4d21
+def _versions(t:Task)->dict[str,str]:
+    "Of the packages that decide a result."
+    return versions((*PACKAGES,'ray','hyperopt')) if t.report=='hpo' else versions()
+
+# %% ../nbs/40b_identity.ipynb #8bceb800
 def task_inputs(
     s:Settings,                        # the project
     t:Task,                            # which task
@@ -139,7 +147,7 @@ def task_inputs(
 )->dict[str,Any]:                      # nested; ready for JSON
     "All that a report is made from; `FileNotFoundError` if data set or folds are missing."
     return dict(task=t.name, parameters=_parameters(t), data=_data(s,t), settings=_settings(s,t), report=file_hash(report_path(s,t.report)),
-                code=report_code(report_path(s,t.report)), versions=versions(), members=dict(sorted((members or {}).items())), own=_own_code(s,t),
+                code=report_code(report_path(s,t.report)), versions=_versions(t), members=dict(sorted((members or {}).items())), own=_own_code(s,t),
                 search=_found(s,t), model=model_hash(t.model,s.root), predictions=_read_predictions(s,t,expected or {}))
 
 # %% ../nbs/40b_identity.ipynb #3eca10a8
@@ -191,6 +199,14 @@ def why(
     return '; '.join(said).replace('version of.','version of ').replace('parameter.','parameter ')
 
 # %% ../nbs/40b_identity.ipynb #79cadc0c
+def _written(s:Settings, t:Task)->dict[str,str]:
+    "Hashes of what a report has written for others, by name: predictions, or what a search found."
+    if t.report!='hpo': return prediction_hashes(s,t)
+    path = project_path(s,s.paths.best_hpo)
+    try: return {f'entry in {path.name}':obj_hash(_entry(s,t,path))}
+    except (ValueError,OSError): return {}
+
+# %% ../nbs/40b_identity.ipynb #d4148450
 def state_path(
     folder:str|os.PathLike, # of the experiment
     t:Task,                 # which task
@@ -205,9 +221,9 @@ def save_state(
     inputs:Mapping[str,Any],   # of `task_inputs`, before it was executed
 )->None:
     "Note what a report was made from and what it wrote."
-    write_json(state_path(folder,t), dict(identity=task_identity(inputs), task=t.name, inputs=inputs, predictions=prediction_hashes(s,t)))
+    write_json(state_path(folder,t), dict(identity=task_identity(inputs), task=t.name, inputs=inputs, predictions=_written(s,t)))
 
-# %% ../nbs/40b_identity.ipynb #d4148450
+# %% ../nbs/40b_identity.ipynb #86ba4e29
 def why_run(
     s:Settings,                # the project
     t:Task,                    # which task
@@ -221,7 +237,7 @@ def why_run(
     if not isinstance(state.get('inputs'),dict): return 'executed by an earlier version'
     if state.get('identity')!=task_identity(inputs): return why(state['inputs'], inputs) or 'state changed by hand'
     if lost := [x for x in ('.ipynb','.html') if not (folder/f'{t.name}{x}').exists()]: return f"{t.name}{lost[0]} is missing"
-    if files := _names(state.get('predictions') or {}, prediction_hashes(s,t)): return f'{_joined(files)} missing or changed'
+    if files := _names(state.get('predictions') or {}, _written(s,t)): return f'{_joined(files)} missing or changed'
     return ''
 
 def _state(path:Path)->dict[str,Any]:

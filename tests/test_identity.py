@@ -61,11 +61,13 @@ def test_a_setting_that_some_read(root, finished, setting, changed, words):
     assert found[changed[0]]==words
 
 
-def test_a_lost_prediction_runs_its_training_alone(root, finished):
+def test_a_lost_or_changed_prediction_runs_its_training_alone(root, finished):
     lost = next((root/'results/test_preds/bert').glob('fold-0_tfidf-logreg_*'))
     kept = lost.read_bytes()
-    lost.unlink()
-    try: assert planned(root)=={LINEAR:f'test_preds/{lost.name} missing or changed'}
+    try:
+        for spoil in (lost.unlink, lambda: lost.write_bytes(kept+b'0')):
+            spoil()
+            assert planned(root)=={LINEAR:f'test_preds/{lost.name} missing or changed'}
     finally: lost.write_bytes(kept)
 
 
