@@ -21,10 +21,10 @@ def _row(t:Task)->str:
     "What names the row of a task."
     return ' '.join(dict.fromkeys(p for p in (t.report if t.report not in ('train','ensemble') else '', model_name(t.model), t.loss) if p and p!='all'))
 
-def _column(t:Task, runs:Sequence[int])->str:
-    "What names the column of a task; the repetition only where there are several."
+def _column(t:Task, several:bool)->str:
+    "What names the column of a task; with its repetitions where there are `several`."
     fold = 'all folds' if t.fold is None else f'fold {t.fold}'
-    return fold+(f', run {t.run}' if len(runs)>1 else '')
+    return fold+f', run {"-".join(map(str,t.runs))}'*several
 
 # %% ../nbs/40d_live_table.ipynb #960ca736
 _WORDS = dict(skipped='before', done='done', failed='failed', running='running')
@@ -65,10 +65,10 @@ class GridTable:
         "The table as it stands."
         from rich.markup import escape
         from rich.table import Table
-        runs = sorted({t.run for t in self.tasks})
-        columns = list(dict.fromkeys(_column(t,runs) for t in self.tasks))
+        several = len({t.run for t in self.tasks})>1
+        columns = list(dict.fromkeys(_column(t,several) for t in self.tasks))
         table = Table('report', *columns, caption=self.count(), caption_justify='left')
-        places = {(_row(t),_column(t,runs)):i for i,t in enumerate(self.tasks)}
+        places = {(_row(t),_column(t,several)):i for i,t in enumerate(self.tasks)}
         for row in dict.fromkeys(_row(t) for t in self.tasks):
             table.add_row(escape(row), *(self.cell(places[row,c]) if (row,c) in places else '' for c in columns))
         return table
