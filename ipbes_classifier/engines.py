@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Any, Protocol
 
@@ -203,10 +203,12 @@ class OnRay:
 
     def close(self)->None:
         "Interrupt what runs, kernels included, and stop Ray if it was started here."
-        if self.jobs: _interrupt(list(self.jobs))
-        self.jobs.clear()
-        self.stack.close()
-        self.machines = []
+        try:
+            if self.jobs: _interrupt(list(self.jobs))
+        finally:
+            self.jobs.clear()
+            self.stack.close()
+            self.machines = []
 
 # %% ../nbs/40c_engines.ipynb #0a2a4918
 def _interrupt(refs:list[Any], patience:float=5.)->None:
