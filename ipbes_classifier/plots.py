@@ -599,7 +599,8 @@ def cost_plot(
     "A measure over what it costs; rows without one of them are left out. `KeyError` names a missing column."
     if missing := [c for c in ('model',cost,measure) if c not in table]:
         raise KeyError(f"the table has no column {missing[0]!r}; its columns are {list(table.columns)}")
-    fig = _figure(fig, 7, 3.8)
+    from matplotlib.ticker import LogLocator, NullFormatter
+    fig = _figure(fig, 8, 3.8)
     ax = fig.subplots()
     rows = table[table[measure].notna()&(table[cost]>0)].sort_values([cost,measure])
     if rows.empty:
@@ -607,21 +608,19 @@ def cost_plot(
         return fig
     _cost_dots(ax, rows, cost, measure)
     ax.set(xscale='log', xlabel=cost.replace('_',' '), ylabel=measure)
+    ax.xaxis.set(major_locator=LogLocator(subs=(1,2,5)), major_formatter=lambda x,_: f'{x:,g}', minor_formatter=NullFormatter())
     return fig
 
 # %% ../nbs/26_plots.ipynb #2c426ad1
 def _cost_dots(ax, rows:'pd.DataFrame', cost:str, measure:str)->None:
-    "A dot, an interval and a name for each model, and the line through those that nothing cheaper beats."
+    "A mark and an interval for each model, named in the legend, and the line through those that nothing cheaper beats."
     best = rows[rows[measure]>rows[measure].cummax().shift(fill_value=-np.inf)]
     ax.plot(best[cost], best[measure], color='.75', drawstyle='steps-post', zorder=0)
     low,high = f'{measure}_low',f'{measure}_high'
     if {low,high}<=set(rows.columns): ax.vlines(rows[cost], rows[low], rows[high], color='.5', linewidth=1.2)
-    ax.plot(rows[cost], rows[measure], 'o', color='black', markersize=5)
-    middle = np.sqrt(rows[cost].min()*rows[cost].max())
-    for _,r in rows.iterrows():
-        left = len(rows)>1 and r[cost]>middle
-        ax.annotate(_short(r['model']), (r[cost],r[measure]), xytext=(-6 if left else 6,4), textcoords='offset points', ha='right' if left else 'left', fontsize=8.5)
-    ax.margins(x=0.12)
+    for i,(m,style) in enumerate(_model_styles(rows['model'].tolist()).items()):
+        ax.plot(rows[cost].iloc[i], rows[measure].iloc[i], 'osD^vP*X'[i%8], color=style['color'], markersize=6.5, linestyle='', label=_short(m))
+    ax.legend(loc='center left', bbox_to_anchor=(1.01,0.5))
 
 # %% ../nbs/26_plots.ipynb #ca48fb54
 @_style()
