@@ -118,6 +118,7 @@ def gone(processes, seconds=10):
     return not psutil.wait_procs(processes, timeout=seconds)[1]
 
 
+@pytest.mark.long
 def test_a_killed_worker_is_replaced(project):
     p = start(project)
     kernel = until(p,'ipykernel_launcher')[0]

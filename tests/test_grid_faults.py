@@ -169,7 +169,8 @@ def test_a_killed_ray_worker_is_replaced_in_the_same_command(undisturbed, tmp_pa
     same(root, undisturbed)
 
 
-@pytest.mark.parametrize('engine', ['here',pytest.param('ray', marks=LONG)])
+@pytest.mark.long
+@pytest.mark.parametrize('engine', ['here','ray'])
 def test_a_report_without_memory_fails_alone(undisturbed, tmp_path, engine):
     "An allocation of 2**58 numbers really fails."
     root = make(tmp_path/'p')
