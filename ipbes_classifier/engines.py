@@ -147,6 +147,14 @@ def _searches_at_once(s:Settings, machines:Sequence[Mapping[str,float]])->int:
     total = sum(m.get('CPU',0) for m in machines)
     return max(1, int(total//(s.hpo.trial_cpus or min((m['CPU'] for m in machines if m.get('CPU')), default=1))))
 
+# %% ../nbs/40c_engines.ipynb #7e0c3a51
+def _told(name:str, ref:Any)->Event:
+    "What a job on Ray tells next."
+    import ray
+    try: told = ray.get(next(ref))
+    except Exception as e: return Event(name, 'ended', error=getattr(e,'cause',None) or e)  # noqa: BLE001 - whatever the function or Ray raised
+    return Event(name, 'running', host=told[0]) if len(told)==1 else Event(name, 'ended', told[0], seconds=told[1])
+
 # %% ../nbs/40c_engines.ipynb #0ea003f2
 class OnRay:
     "An `Engine` that gives jobs to Ray, which is started or joined with the first of them."
@@ -185,21 +193,11 @@ class OnRay:
         "Wait for a job to begin or to end."
         import ray
         ready,_ = ray.wait(list(self.jobs), num_returns=1)
-        events = [self._next(ref) for ref in ready]
+        events = {ref:_told(self.jobs[ref].name,ref) for ref in ready}
+        for ref,e in events.items():
+            if e.state=='ended': del self.jobs[ref]
         self._send()
-        return events
-
-    def _next(self, ref:Any)->Event:
-        "What a job tells next."
-        import ray
-        name = self.jobs[ref].name
-        try: told = ray.get(next(ref))
-        except Exception as e:  # noqa: BLE001 - whatever the function or Ray raised
-            del self.jobs[ref]
-            return Event(name, 'ended', error=getattr(e,'cause',None) or e)
-        if len(told)==1: return Event(name, 'running', host=told[0])
-        del self.jobs[ref]
-        return Event(name, 'ended', told[0], seconds=told[1])
+        return list(events.values())
 
     def close(self)->None:
         "Interrupt what runs, kernels included, and stop Ray if it was started here."
