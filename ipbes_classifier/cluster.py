@@ -186,7 +186,10 @@ def cluster_nodes()->list[Node]:
 
 # %% ../nbs/20g_cluster.ipynb #ad33ec82
 def _ask(nodes:Sequence[Node], args:tuple[str,str,str], timeout:float)->dict[str,dict[str,str]|str]:
-    "The facts of each node, or why it tells none, by its id."
+    """The facts of each node, or why it tells none, by its id.
+
+    What has not answered is not cancelled, it ends with the session: Ray 2.60 aborts a program that cancels a task by force just as it ends.
+    """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
     task = ray.remote(_facts)
@@ -196,7 +199,6 @@ def _ask(nodes:Sequence[Node], args:tuple[str,str,str], timeout:float)->dict[str
     for ref in ready:
         try: told[refs[ref].id] = ray.get(ref)
         except Exception as e: told[refs[ref].id] = f"cannot run this package: {str(e).strip().splitlines()[-1]}"  # noqa: BLE001 - whatever Ray raises there
-    for ref in refs: ray.cancel(ref, force=True)
     return told
 
 # %% ../nbs/20g_cluster.ipynb #26d748b2

@@ -84,8 +84,10 @@ def end(node):
 
 
 def test_nodes_that_see_the_same_are_listed_and_nothing_is_left(cluster, second, tmp_path):
+    "Asked again and again: a question that is over must not trip the next one."
     root = make(tmp_path/'p')
-    with ray_session(joined(root,cluster)): assert [n.cpus for n in cluster_nodes()]==[1,1]
+    for _ in range(4):
+        with ray_session(joined(root,cluster)): assert [n.cpus for n in cluster_nodes()]==[1,1]
     assert not list(root.glob('.*')), 'the meeting place is gone'
 
 
