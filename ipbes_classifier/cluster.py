@@ -19,7 +19,7 @@ from importlib import resources
 from pathlib import Path
 
 from .config import Settings, project_path
-from .files import file_hash, obj_hash, write_errors
+from .files import file_hash, is_alive, obj_hash, write_errors
 from .provenance import PACKAGES, versions
 
 # %% ../nbs/20g_cluster.ipynb #e6890993
@@ -52,20 +52,12 @@ def _short_folder()->Path:
     usual = tempfile.gettempdir()
     return Path(usual if len(usual)<25 or not os.access('/tmp',os.W_OK) else '/tmp')
 
-# %% ../nbs/20g_cluster.ipynb #890df486
-def _is_alive(pid:int)->bool:
-    "Does this process still run?"
-    try: os.kill(pid, 0)
-    except ProcessLookupError: return False
-    except PermissionError: pass
-    return True
-
 # %% ../nbs/20g_cluster.ipynb #6d6b887b
 def _remove_left_behind(folder:Path)->None:
     "Remove session folders of processes that are no more."
     for p in folder.glob('ipbes-ray-*-*'):
         pid = re.fullmatch(r'ipbes-ray-(\d+)-\w+', p.name)
-        if pid and hasattr(os,'getuid') and p.lstat().st_uid==os.getuid() and not p.is_symlink() and not _is_alive(int(pid[1])): shutil.rmtree(p, ignore_errors=True)
+        if pid and hasattr(os,'getuid') and p.lstat().st_uid==os.getuid() and not p.is_symlink() and not is_alive(int(pid[1])): shutil.rmtree(p, ignore_errors=True)
 
 # %% ../nbs/20g_cluster.ipynb #5905c292
 def _start_ray(s:Settings, memory:int)->str:

@@ -154,11 +154,12 @@ def test_a_grid_joins_by_address_and_makes_the_same_files(cluster, second, tmp_p
 def test_a_node_that_goes_away_costs_no_report(cluster, tmp_path):
     "Two models wait in their training, one on each node; then one node is taken away, and another comes."
     root,node = make(tmp_path/'p'),patiently(cluster.add_node, **SMALL)
-    (root/'my_short.py').write_text((root/'my_short.py').read_text().replace("'begun'","f'begun-{os.environ.get(\"RAY_NODE_ID\",\"\")}'"))
+    (root/'my_short.py').write_text((root/'my_short.py').read_text().replace("'begun'","f'begun-{os.environ.get(\"RAY_RAYLET_PID\",\"\")}'"))
     (root/'fault').write_text('hold')
     job = start(root, 'run','-m','my_short:Short','-f','0','-f','1','--no-compare','--address',cluster.address)
     wait_until(lambda: len(list(root.glob('begun-*')))==2, job, root)
-    lost = json.loads((root/f'begun-{node.node_id}').read_text())
+    raylet = node.all_processes['raylet'][0].process.pid
+    lost = json.loads((root/f'begun-{raylet}').read_text())
     cluster.remove_node(node, allow_graceful=False)
     until = time.monotonic()+30
     while not gone(lost['kernel']) and time.monotonic()<until: time.sleep(.1)

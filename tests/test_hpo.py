@@ -386,7 +386,7 @@ def test_a_killed_search_goes_on_to_the_same_result(small, tmp_path):
     job = start(*args)
     out,err = job.communicate(timeout=600)
     assert not job.returncode, err
-    again = [line.split(']')[0] for line in out.splitlines()]
+    again = [line.split(']')[0] for line in out.splitlines() if line[0]=='[']
     assert len(again)==8-known and again[-1]=='[8/8', 'finished trials are not repeated'
     undisturbed = search('tfidf-random-forest', settings=load_config(root=project(tmp_path/'q').root, env='', overrides=args[2:]), say=str)
     resumed = search('tfidf-random-forest', settings=load_config(root=s.root, env='', overrides=args[2:]), say=str)
