@@ -9,7 +9,7 @@ __all__ = ['THREADS', 'ENGINES', 'Job', 'Event', 'Engine', 'thread_variables', '
 # %% ../nbs/40c_engines.ipynb #539e5dfa
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -105,7 +105,8 @@ def _call(job:Job, cpus:float, given:Mapping[str,str], more:Mapping[str,str])->t
 class Here:
     "An `Engine` that calls one job after another."
     def __init__(self,
-        s:Settings, # processors
+        s:Settings,                # processors
+        kinds:Collection[str]=(),  # of all jobs to come
     ):
         self.s,self.queue = s,list[Job]()
         self.current:Job|None = None
@@ -159,14 +160,16 @@ def _told(name:str, ref:Any)->Event:
 class OnRay:
     "An `Engine` that gives jobs to Ray, which is started or joined with the first of them."
     def __init__(self,
-        s:Settings, # address, processors, resources of each kind
+        s:Settings,                # address, processors, resources of each kind
+        kinds:Collection[str]=(),  # of all jobs to come: none begins if no machine has the resources of one
     ):
-        self.s,self.stack,self.machines = s,ExitStack(),list[dict[str,float]]()
+        self.s,self.kinds,self.stack,self.machines = s,kinds,ExitStack(),list[dict[str,float]]()
         self.jobs,self.held = dict[Any,Job](),list[Job]()
 
     def submit(self, jobs:Sequence[Job])->None:
         "Take jobs; `OSError` if Ray does not start, `ValueError` for resources that no machine has."
         if not self.machines: self._start()
+        for kind in sorted({*self.kinds,*(j.kind for j in jobs)}): _resources(self.s, kind, self.machines)
         self.held.extend(jobs)
         self._send()
 
@@ -240,15 +243,16 @@ def _fit_together(s:Settings, jobs:Sequence[Job])->bool:
 class Auto:
     "An `Engine` that is `Here` until there is something to gain from Ray."
     def __init__(self,
-        s:Settings, # `ray.address` asks for Ray in any case
+        s:Settings,                # `ray.address` asks for Ray in any case
+        kinds:Collection[str]=(),  # of all jobs to come
     ):
-        self.s = s
+        self.s,self.kinds = s,kinds
         self.engine:Engine = Here(s)
 
     def submit(self, jobs:Sequence[Job])->None:
         "Take jobs, and turn to Ray if two can run at once."
         if isinstance(self.engine,Here) and find_spec('ray'):
-            if self.s.ray.address or _fit_together(self.s, jobs:=[*self.engine.queue,*jobs]): self.engine = OnRay(self.s)
+            if self.s.ray.address or _fit_together(self.s, jobs:=[*self.engine.queue,*jobs]): self.engine = OnRay(self.s, self.kinds)
             else: jobs = jobs[len(self.engine.queue):]
         self.engine.submit(jobs)
 
@@ -261,13 +265,14 @@ class Auto:
         self.engine.close()
 
 # %% ../nbs/40c_engines.ipynb #0040910f
-ENGINES:dict[str,Callable[[Settings],Engine]] = dict(auto=Auto, here=Here, ray=OnRay)
+ENGINES:dict[str,Callable[[Settings,Collection[str]],Engine]] = dict(auto=Auto, here=Here, ray=OnRay)
 
 def make_engine(
-    s:Settings, # `grid.engine`
-)->Engine:      # that has started nothing yet
+    s:Settings,               # `grid.engine`
+    kinds:Collection[str]=(), # of all jobs to come
+)->Engine:                    # that has started nothing yet
     "The engine of the settings; `ValueError` lists those there are."
     name = s.grid.engine
     if name=='auto' and not s.ray.address: name = os.environ.get('IPBES_ENGINE') or name
     if name not in ENGINES: raise ValueError(f"no engine {name!r} (grid.engine, IPBES_ENGINE); engines: {', '.join(ENGINES)}")
-    return ENGINES[name](s)
+    return ENGINES[name](s, kinds)

@@ -219,9 +219,10 @@ def save_state(
     t:Task,                    # that was executed
     folder:str|os.PathLike,    # of the experiment
     inputs:Mapping[str,Any],   # of `task_inputs`, before it was executed
+    changed:str='',            # what of these has changed since, if anything: nobody knows what it was made from then, so it is to be executed again
 )->None:
     "Note what a report was made from and what it wrote."
-    write_json(state_path(folder,t), dict(identity=task_identity(inputs), task=t.name, inputs=inputs, predictions=_written(s,t)))
+    write_json(state_path(folder,t), dict(identity=task_identity(inputs), task=t.name, inputs=inputs, predictions=_written(s,t))|(dict(changed=changed) if changed else {}))
 
 # %% ../nbs/40b_identity.ipynb #86ba4e29
 def why_run(
@@ -232,13 +233,18 @@ def why_run(
 )->str:                        # '' if it is done and unchanged
     "Why a task remains to be executed, in words."
     path,folder = state_path(folder,t),Path(folder)
-    if not path.exists(): return 'failed before' if (folder/f'{t.name}.failed.ipynb').exists() else 'not run yet'
+    if not path.exists(): return _why_first(folder, t)
     state = _state(path)
+    if state.get('changed'): return f"{state['changed']} while it ran"
     if not isinstance(state.get('inputs'),dict): return 'executed by an earlier version'
     if state.get('identity')!=task_identity(inputs): return why(state['inputs'], inputs) or 'state changed by hand'
     if lost := [x for x in ('.ipynb','.html') if not (folder/f'{t.name}{x}').exists()]: return f"{t.name}{lost[0]} is missing"
     if files := _names(state.get('predictions') or {}, _written(s,t)): return f'{_joined(files)} missing or changed'
     return ''
+
+def _why_first(folder:Path, t:Task)->str:
+    "Why a task without a state remains to be executed."
+    return 'failed before' if (folder/f'{t.name}.failed.ipynb').exists() else 'not run yet'
 
 def _state(path:Path)->dict[str,Any]:
     "A state, or nothing where a full disk left half of one."
@@ -271,11 +277,11 @@ def plan(
 def _why_planned(s:Settings, t:Task, folder:str|os.PathLike, before:Sequence[str], identities:dict[str,str], known:dict[str,dict[str,str]])->str:
     "Why a task would be executed; what others need to know of it goes into `identities` and `known`."
     waits = [u for u in before if u not in identities]
-    if waits: return f'builds on {_joined(waits)}'
+    if waits: return f'builds on {_joined(waits)}' if state_path(folder,t).exists() else _why_first(Path(folder), t)
     expected = {k:v for u in before for k,v in known[u].items() if k.startswith('test_preds/')}
     try: inputs = task_inputs(s, t, {u:identities[u] for u in before}, expected)
     except (ValueError,OSError) as e: return str(e)
     reason = why_run(s, t, folder, inputs)
     state = _state(state_path(folder,t)) if state_path(folder,t).exists() else {}
-    if state.get('identity')==task_identity(inputs): identities[t.name],known[t.name] = state['identity'],state.get('predictions') or {}
+    if state.get('identity')==task_identity(inputs) and not state.get('changed'): identities[t.name],known[t.name] = state['identity'],state.get('predictions') or {}
     return reason
