@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['FURTHER', 'FIELDS', 'clean_text', 'clean_texts', 'normalise_doi', 'normalise_title', 'normalise_language',
-           'normalise_item_type', 'to_records', 'iter_records', 'read_records', 'parse_labels', 'write_records',
-           'check_overwrite', 'layout_of', 'check_decisions', 'convert_records', 'clean_records', 'check_dataset']
+           'normalise_item_type', 'to_records', 'record_files', 'iter_records', 'read_records', 'parse_labels',
+           'write_records', 'check_overwrite', 'layout_of', 'check_decisions', 'convert_records', 'clean_records',
+           'check_dataset']
 
 # %% ../nbs/10_records.ipynb #0d187b05
 import csv
@@ -462,14 +463,21 @@ def _is_records(path):
     except (ValueError,csv.Error): return False
 
 # %% ../nbs/10_records.ipynb #9443a38b
-def _files(path):
-    "The files of records that `path` stands for: itself, or those below a folder in order of their names."
+def record_files(
+    path:str|os.PathLike, # a file or folder
+)->list[Path]:            # the file itself, or those below a folder in order of their names; hidden ones are left out
+    "The files of records that `path` stands for; `FileNotFoundError` if there is none of that name, `ValueError` for a folder without records."
     path = Path(path)
     if not path.exists(): raise _missing(path)
     hidden = lambda p: any(x[0] in '._' for x in p.relative_to(path).parts)
     files = sorted(p for p in path.rglob('*') if p.is_file() and not hidden(p)) if path.is_dir() else [path]
     if path.is_dir(): files = _parts_alone(path,files) or [p for p in files if _is_records(p)]
     if not files: raise ValueError(f"{path}: a folder of records holds .parquet files, or {', '.join(s for s in _SUFFIXES if s!='.parquet')}; this one has none")
+    return files
+
+def _files(path):
+    "As `record_files`; `ValueError` names an empty one."
+    files = record_files(path)
     for f in files:
         if not f.stat().st_size: raise ValueError(f"{f} is empty; a file of records starts with a header that names its columns, or with a record")
     return files
