@@ -10,6 +10,7 @@ import glob
 import json
 import os
 import re
+import shutil
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -172,6 +173,12 @@ class ScreenFolder:
 
     def _forget(self, file:int)->None:
         for b in self._done.pop(file): self.part(file,b).unlink(missing_ok=True)
+
+    def remove(self)->None:
+        "Leave no trace, if there is no score."
+        if self.paths(): return
+        shutil.rmtree(self.folder/'.state', ignore_errors=True)
+        (self.folder/'_manifest.json').unlink(missing_ok=True)
 
     def paths(self)->list[Path]:
         "The parts that are there, in the order of files and batches."
