@@ -6,7 +6,7 @@
 __all__ = ['app', 'Overrides', 'ConfigFile', 'Model', 'Models', 'Fold', 'Folds', 'Run', 'Runs', 'Loss', 'Losses', 'WithTitle',
            'WithKeywords', 'BestMetric', 'HpConfig', 'Experiment', 'Force', 'fetch', 'init', 'assess', 'fetch_zotero',
            'fetch_openalex', 'fetch_published', 'fill', 'preprocess', 'folds', 'train', 'ensemble', 'hpo', 'run',
-           'compare', 'demo', 'metrics', 'predict', 'records', 'push', 'convert', 'config', 'info', 'main']
+           'compare', 'demo', 'metrics', 'predict', 'screen', 'records', 'push', 'convert', 'config', 'info', 'main']
 
 # %% ../nbs/90_cli.ipynb #a060365b
 import os
@@ -546,6 +546,21 @@ def predict(
     path = score(file, model, out, progress=sys.stderr.isatty(), say=lambda s: typer.echo(s, err=True))
     typer.echo(f'{_count_rows(path):,} records scored by {", ".join(map(str,model))}: {path}')
 
+# %% ../nbs/90_cli.ipynb #0c3ba62d
+@app.command()
+def screen(
+    inputs:Annotated[list[Path], typer.Argument(metavar='INPUT...', help='Files, folders, patterns such as "lake/*.parquet", snapshots of OpenAlex here or below s3://; formats as of predict')],
+    model:Annotated[list[Path], typer.Option('--model','-m','--checkpoint', help='A checkpoint folder, or owner/name[@revision] on the Hugging Face hub; several: their mean')],
+    out:Annotated[Path, typer.Option('--output','-o', help='A new folder, or one to go on in')],
+    skip_bad:Annotated[bool, typer.Option('--skip-bad', help='Go on after a file that cannot be read, and end with exit code 4')]=False,
+)->None:
+    "Score millions of records, and rank them by each label; a call that was killed is repeated and goes on. Exit code 4: files were damaged and skipped."
+    from ipbes_classifier.screen_corpus import screen as score
+    found = score(inputs, model, out, skip_bad=skip_bad, progress=sys.stderr.isatty(), say=lambda s: typer.echo(s, err=True))
+    for line in str(found).splitlines(): typer.echo(line, err=line.startswith('could not be read'))
+    typer.echo(out)
+    if found.bad: raise typer.Exit(4)
+
 # %% ../nbs/90_cli.ipynb #6a2594b6
 @app.command()
 def records(
@@ -669,7 +684,7 @@ def _sentence(e:Exception)->str:
     return f"this needs {e.name}: pip install 'ipbes_classifier[{extra}]'"
 
 # %% ../nbs/90_cli.ipynb #88c399bf
-_GOES_ON = ('fetch','fill','assess','run','train','hpo')
+_GOES_ON = ('fetch','fill','assess','run','train','hpo','screen')
 
 def _interrupted(args:Sequence[str])->str:
     "What to say when the command of these arguments was interrupted."
