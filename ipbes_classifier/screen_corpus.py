@@ -15,7 +15,7 @@ import time
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import pandas as pd
 
-from .files import is_bucket
+from .files import is_bucket, obj_hash, read_json, write_json
 from .formats import sniff
 from .provenance import timed, write_provenance
 from .ranking import rank_scores
@@ -268,11 +268,16 @@ def _count(folder:ScreenFolder)->Screened:
 
 # %% ../nbs/32_screen_corpus.ipynb #f2a9f0cc
 def _rank(folder:ScreenFolder)->None:
-    "Rank every label; what a killed call left behind goes first."
-    place = folder.folder/'ranked'
+    "Rank each label whose ranks are not those of the scores that are there; what a killed call left behind goes first."
+    place,scored = folder.folder/'ranked',obj_hash([asdict(folder.known(i))|dict(changed=0) for i in range(len(folder.files))])
     for p in place.glob('.*'):
         if p.name!='.locks': shutil.rmtree(p, ignore_errors=True)
-    for l in folder.settings['labels']: rank_scores(folder.paths(), l, place/re.sub(r'[^\w.-]','_',l))
+    for l in map(str,folder.settings['labels']):
+        name = re.sub(r'[^\w.-]','_',l)
+        done = folder.folder/'.state'/f'ranked-{name}.json'
+        if (place/name).is_dir() and done.exists() and read_json(done)==scored: continue
+        rank_scores(folder.paths(), l, place/name)
+        write_json(done, scored)
 
 # %% ../nbs/32_screen_corpus.ipynb #f4119069
 def screen(
@@ -317,7 +322,9 @@ def _run(job:Job, engine:Callable[[Job],None], took:dict)->Screened:
     engine(job)
     found = _count(folder)
     if not found.rows: raise ValueError(f"no record in {', '.join(folder.files[:5])}: {'; '.join(found.bad.values()) or 'nothing to screen'}")
-    if job.written or not before['complete']: _rank(folder)
+    _rank(folder)
+    if job.written or not before['complete']:
+        seconds = round(time.monotonic()-job.progress.start, 3)
+        write_provenance(folder.folder, records=job.progress.done-job.progress.before, started=took['started'], seconds=seconds)
     folder.save(complete=True, rows=found.rows, notes=dict(found.notes), selected=found.selected)
-    if job.written: write_provenance(folder.folder, records=job.progress.done-job.progress.before, started=took['started'], seconds=round(time.monotonic()-job.progress.start,3))
     return found

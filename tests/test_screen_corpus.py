@@ -1,0 +1,377 @@
+"A lake of files, screened by a process that may be killed at any moment: no row lost, none scored twice, the bytes of an undisturbed run."
+import gzip
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from ipbes_classifier.config import load_config
+from ipbes_classifier.models import make_model
+from ipbes_classifier.ranking import rank_scores
+from ipbes_classifier.records import write_records
+from ipbes_classifier.results import write_decisions
+from ipbes_classifier.screen import Screener, predict
+from ipbes_classifier.screen_corpus import Scorer, Unreadable, screen, score_here
+from ipbes_classifier.screen_folder import alone_in_folder
+from ipbes_classifier.thresholds import Calibration
+
+IPBES = Path(sys.executable).with_name('ipbes')
+ENV = os.environ|dict(COLUMNS='120', IPBES_ENV='', TQDM_DISABLE='1', OMP_NUM_THREADS='1')
+WORDS = 'invasive alien ants forest values fishery galaxy dust bone spread study river crayfish nature people'.split()
+
+
+def papers(n, seed=0, start=0):
+    "Made-up records."
+    rng = np.random.default_rng(seed)
+    text = lambda k: ' '.join(rng.choice(WORDS,k))
+    return pd.DataFrame([dict(id=f'p{start+i}', doi=f'10.5555/{seed}.{start+i}', title=text(4), abstract=text(12)) for i in range(n)])
+
+
+def train(folder, labels='AB', seed=1, thresholds=True):
+    "A linear checkpoint on made-up records."
+    s = load_config(env='', overrides=[f'labels=[{",".join("{name: "+l+"}" for l in labels)}]'])
+    toy = papers(80, seed)
+    has = dict(A='ants', B='values', C='dust')
+    toy = toy.assign(**{l:toy.abstract.str.contains(has[l]).astype(int) for l in labels})
+    folder.mkdir(parents=True)
+    make_model('tfidf-logreg', s).fit(toy).save(folder)
+    if thresholds: write_decisions(folder, {l:.5 for l in labels}, {l:Calibration(1.,0.,'logit') for l in labels})
+    return folder
+
+
+@pytest.fixture(scope='module')
+def model(tmp_path_factory): return train(tmp_path_factory.mktemp('model')/'toy')
+
+
+@pytest.fixture
+def lake(tmp_path):
+    "Three files of 25 records."
+    (tmp_path/'lake').mkdir()
+    for i in range(3): write_records(papers(25,i), tmp_path/f'lake/f{i}.parquet')
+    return tmp_path/'lake'
+
+
+def content(out):
+    "Every file that belongs to the result, with its bytes."
+    left = {'.locks','.state','provenance.json'}
+    return {str(p.relative_to(out)):p.read_bytes() for p in sorted(out.rglob('*')) if p.is_file() and not left&set(p.relative_to(out).parts)}
+
+
+def rows(out):
+    "All rows of the output, in order."
+    return pd.concat([pd.read_parquet(p) for p in sorted((out/'scores').glob('part-*.parquet'))], ignore_index=True)
+
+
+def ipbes(*args, **kw): return subprocess.run([IPBES,*map(str,args)], capture_output=True, text=True, env=ENV, timeout=100, **kw)
+
+
+# -- kill -9
+
+def until_the_nth(n, lake, model, out):
+    "Screen, and die by SIGKILL just before or just after the n-th file gets its name."
+    replace,calls = os.replace,[0]
+    def dying(*args):
+        calls[0] += 1
+        if calls[0]==(n+1)//2 and n%2: os.kill(os.getpid(), signal.SIGKILL)
+        replace(*args)
+        if calls[0]==(n+1)//2: os.kill(os.getpid(), signal.SIGKILL)
+    os.replace = dying
+    screen([lake], [model], out, batch_size=10)
+
+
+def in_child(f, *args):
+    "Exit code of a function in a process of its own; -9 if it was killed."
+    p = multiprocessing.get_context('fork').Process(target=f, args=args)
+    p.start()
+    p.join(60)
+    return p.exitcode
+
+
+def test_killed_at_every_file_that_is_written(lake, model, tmp_path):
+    whole,out = tmp_path/'whole',tmp_path/'out'
+    screen([lake], [model], whole, batch_size=10)
+    n,kills = 0,0
+    while True:
+        n += 1
+        shutil.rmtree(out, ignore_errors=True)
+        if in_child(until_the_nth, n, lake, model, out)==0: break
+        kills += 1
+        there = {p:(p.stat().st_ino,p.stat().st_mtime_ns) for p in out.glob('scores/part-*.parquet')}
+        assert screen([lake], [model], out, batch_size=10).rows==75
+        assert content(out)==content(whole), n
+        assert {p:(p.stat().st_ino,p.stat().st_mtime_ns) for p in there}==there, 'a part was scored twice'
+        assert not [p for p in out.rglob('.*') if p.name not in ('.locks','.state')], 'something was left behind'
+    assert kills>20
+
+
+def test_killed_again_and_again(lake, model, tmp_path):
+    "Each call gets a little further; their union is the whole."
+    whole,out = tmp_path/'whole',tmp_path/'out'
+    screen([lake], [model], whole, batch_size=10)
+    calls = 1
+    while in_child(until_the_nth, 9, lake, model, out)!=0: calls += 1
+    assert 3<calls<40 and content(out)==content(whole)
+
+
+def test_killed_command(model, tmp_path):
+    lake = tmp_path/'lake'
+    lake.mkdir()
+    for i in range(60): write_records(papers(40,i), lake/f'{i:02}.csv')
+    args = ['screen',lake,'-m',model,'-o']
+    p = subprocess.Popen([IPBES,*map(str,args),str(tmp_path/'out')], env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while p.poll() is None and len(list(tmp_path.glob('out/scores/part-*')))<5: time.sleep(.005)
+    p.kill()
+    assert p.wait()==-9
+    done = len(list(tmp_path.glob('out/scores/part-*')))
+    assert 5<=done<60
+    again = ipbes(*args,tmp_path/'out')
+    assert again.returncode==0 and again.stdout.startswith('2,400 records: '), again
+    screen([lake], [model], tmp_path/'whole')
+    assert content(tmp_path/'out')==content(tmp_path/'whole')
+
+
+def test_power_cut(lake, model, tmp_path):
+    "A part with its name and without its content is made again, and so is one that somebody deleted."
+    out = tmp_path/'out'
+    screen([lake], [model], out, batch_size=10)
+    before = content(out)
+    parts = sorted(out.glob('scores/part-*'))
+    parts[1].write_bytes(parts[1].read_bytes()[:100])
+    parts[4].unlink()
+    screen([lake], [model], out, batch_size=10)
+    assert content(out)==before
+
+
+def test_full_disk(lake, model, tmp_path, monkeypatch):
+    out = tmp_path/'out'
+    write,calls = pq.write_table,[0]
+    def full(*args, **kw):
+        calls[0] += 1
+        if calls[0]==3: raise OSError(28, 'No space left on device')
+        write(*args, **kw)
+    monkeypatch.setattr(pq, 'write_table', full)
+    with pytest.raises(OSError, match='part-00000-00002.parquet cannot be written: the disk is full'): screen([lake], [model], out, batch_size=10)
+    screen([lake], [model], out, batch_size=10)
+    monkeypatch.undo()
+    screen([lake], [model], tmp_path/'whole', batch_size=10)
+    assert content(out)==content(tmp_path/'whole')
+
+
+# -- what is read
+
+def test_every_format_as_predict(model, tmp_path):
+    made = papers(30)
+    work = lambda i,r: dict(id=f'https://openalex.org/W{i+1}', title=r.title, doi=f'https://doi.org/{r.doi}', abstract_inverted_index={w:[j for j,x in enumerate(r.abstract.split()) if x==w] for w in r.abstract.split()})
+    files = [tmp_path/f'x{s}' for s in ('.csv','.tsv','.xlsx','.parquet','.ris','.bib','.txt')]
+    for f in files: write_records(made, f)
+    lines = ''.join(json.dumps(work(i,r))+'\n' for i,r in enumerate(made.itertuples()))
+    (tmp_path/'x.jsonl').write_text(lines)
+    with gzip.open(tmp_path/'packed.jsonl.gz','wt') as f: f.write(lines)
+    files += [tmp_path/'x.jsonl',tmp_path/'packed.jsonl.gz']
+    screen(files, [model,model], tmp_path/'out', batch_size=7)
+    found = rows(tmp_path/'out')
+    assert list(dict.fromkeys(found.file))==list(map(str,files))
+    for f in files:
+        its = pd.read_parquet(predict(f, [model,model], tmp_path/'its.parquet')).drop(columns='title')
+        mine = found[found.file==str(f)].reset_index(drop=True)
+        assert mine.row.tolist()==list(range(30))
+        pd.testing.assert_frame_equal(mine[its.columns], its, check_dtype=False, rtol=1e-12)
+        assert np.allclose(mine.A_score, found[found.file==str(files[0])].A_score), f
+
+
+def test_snapshot(model, tmp_path):
+    "Partitions of OpenAlex, the newest first."
+    for date,ids in (('2025-01-01',(1,2)),('2025-02-01',(3,))):
+        (folder := tmp_path/f'works/updated_date={date}').mkdir(parents=True)
+        with gzip.open(folder/'part_000.gz','wt') as f: f.writelines(json.dumps(dict(id=f'https://openalex.org/W{i}',title='Ants'))+'\n' for i in ids)
+    screen([tmp_path/'works'], [model], tmp_path/'out')
+    found = rows(tmp_path/'out')
+    assert found.id.tolist()==['W3','W1','W2'] and found.row.tolist()==[0,0,1]
+
+
+def test_odd_records(model, tmp_path):
+    "100,000 words, other scripts, NaN, no text, ids that stand twice: a row each, and the order is kept."
+    odd = pd.DataFrame(dict(id=['a','a',None,None,'e','f'], doi=[None,'10.5555/2','10.5555/3',None,None,None], title=['Ants','ants ants',np.nan,'蚂蚁的入侵','Муравьи',None],
+                            abstract=[' '.join(['ants']*100_000),np.nan,'ants','外来物种 '*30,'Чужеродные виды',None]))
+    odd.to_parquet(tmp_path/'odd.parquet')
+    found = screen([tmp_path/'odd.parquet'], [model], tmp_path/'out')
+    table = rows(tmp_path/'out')
+    assert table.id.tolist()==['a','a','10.5555/3','3','e','f'] and table.row.tolist()==list(range(6))
+    assert table.note.tolist()==['','no abstract','','','','no text'] and found.notes['no text']==1
+    assert table.A_score.notna().tolist()==[True]*5+[False] and table.A_pred.iloc[5]==0
+    its = pd.read_parquet(predict(tmp_path/'odd.parquet', [model], tmp_path/'its.parquet')).drop(columns='title')
+    pd.testing.assert_frame_equal(table[its.columns], its, check_dtype=False, rtol=1e-12)
+
+
+def test_empty_parts(lake, model, tmp_path):
+    write_records(papers(3)[:0], lake/'no_rows.parquet')
+    (lake/'f1x.parquet').touch()
+    found = screen([lake], [model], tmp_path/'out')
+    assert found.rows==75 and not found.bad and [Path(f).name for f in found.empty]==['f1x.parquet','no_rows.parquet']
+    for p in lake.glob('f*'): p.unlink()
+    with pytest.raises(ValueError, match='no record in'): screen([lake], [model], tmp_path/'none')
+    assert not content(tmp_path/'none')
+
+
+# -- damage
+
+def damaged(path):
+    "A parquet file whose second group of rows is damaged."
+    pq.write_table(pa.Table.from_pandas(papers(40,7)), path, row_group_size=20, compression='zstd', use_dictionary=False)
+    at = pq.read_metadata(path).row_group(1).column(3).data_page_offset
+    data = bytearray(path.read_bytes())
+    data[at:at+200] = bytes(200)
+    path.write_bytes(data)
+
+
+def test_damaged_part_among_good_ones(lake, model, tmp_path, monkeypatch):
+    out = tmp_path/'out'
+    damaged(lake/'f1a.parquet')
+    write_records(papers(50,8), lake/'f1b.parquet')
+    (lake/'f1b.parquet').write_bytes((lake/'f1b.parquet').read_bytes()[:-300])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(Unreadable, match='f1a.parquet is not a parquet file, or a damaged one'): screen(['lake'], [model], out, batch_size=20)
+    p = ipbes('screen','lake','-m',model,'-o',tmp_path/'cli')
+    assert p.returncode==1 and p.stderr.count('\n')==1 and 'f1a.parquet' in p.stderr, p
+    p = ipbes('screen','lake','-m',model,'-o',tmp_path/'cli','--skip-bad')
+    assert p.returncode==4 and p.stdout.startswith('75 records: ') and p.stderr.count('could not be read: ')==2, p
+    assert 'f1a.parquet' in p.stderr and 'f1b.parquet' in p.stderr
+    found = screen(['lake'], [model], out, batch_size=20, skip_bad=True)
+    assert found.rows==95 and [Path(f).name for f in found.bad]==['f1a.parquet','f1b.parquet']
+    manifest = json.loads((out/'_manifest.json').read_text())
+    assert [bool(f['problem']) for f in manifest['files']]==[False,False,True,True,False] and manifest['files'][2]['rows']==20
+
+    good = {p.name:p.stat().st_mtime_ns for p in out.glob('scores/part-*') if '-00002-' not in p.name}
+    write_records(papers(40,7), lake/'f1a.parquet')
+    write_records(papers(50,8), lake/'f1b.parquet')
+    assert screen(['lake'], [model], out, batch_size=20).rows==165
+    assert {n:(out/'scores'/n).stat().st_mtime_ns for n in good}==good
+    screen(['lake'], [model], tmp_path/'whole', batch_size=20)
+    assert content(out)==content(tmp_path/'whole')
+
+
+@pytest.mark.parametrize('name,data,says', [
+    ('cut.jsonl.gz', gzip.compress(b'{"id":"https://openalex.org/W1","title":"Ants"}\n'*5000)[:-20], 'compressed by gzip, and damaged'),
+    ('line.jsonl', b'{"id":"https://openalex.org/W1","title":"Ants"}\n{"id":\n', 'line 2: not JSON'),
+    ('quote.csv', b'title,abstract\na,b\n"c,d\n', 'never ends'),
+    ('latin.csv', b'title,abstract\na,b\ncaf\xe9,d\n', 'not UTF-8'),
+    ('nul.csv', b'title,abstract\na,\0\n', 'NUL byte'),
+    ('page.csv', b'<html><body>Sign in</body></html>', 'a web page'),
+    ('names.csv', b'name,text\na,b\n', "no column 'title'"),
+])
+def test_damaged_files_of_other_formats(name, data, says, lake, model, tmp_path):
+    (tmp_path/name).write_bytes(data)
+    with pytest.raises(Unreadable, match=says): screen([tmp_path/name], [model], tmp_path/'out')
+    assert not content(tmp_path/'out')
+    found = screen([tmp_path/name,lake], [model], tmp_path/'out', skip_bad=True)
+    assert list(found.bad)==[str(tmp_path/name)] and says in str(found) and found.rows>=75
+
+
+@pytest.mark.skipif(os.geteuid()==0, reason='root may read everything')
+def test_file_that_must_not_be_read(lake, model, tmp_path):
+    (lake/'f1.parquet').chmod(0)
+    with pytest.raises(Unreadable, match='Permission denied'): screen([lake], [model], tmp_path/'out')
+
+
+def test_scoring_that_fails_is_no_damage(lake, model, tmp_path):
+    "A bug in a model must not pass as a bad file."
+    class Broken(Scorer):
+        def rows(self, *args): raise ValueError('a bug')
+    def engine(job):
+        job.scorer = Broken(job.scorer.screener)
+        score_here(job)
+    with pytest.raises(ValueError, match='^a bug$'): screen([lake], [model], tmp_path/'out', skip_bad=True, engine=engine)
+
+
+# -- what is refused
+
+def test_models_that_cannot_decide(lake, model, tmp_path):
+    bare,other = train(tmp_path/'bare',thresholds=False),train(tmp_path/'other','AC')
+    p = ipbes('screen',lake,'-m',bare,'-o',tmp_path/'out')
+    assert p.returncode==1 and p.stderr.count('\n')==1 and 'has no thresholds.json' in p.stderr, p
+    with pytest.raises(ValueError, match='different labels: A, B and A, C'): screen([lake], [model,other], tmp_path/'out')
+    assert not (tmp_path/'out').exists()
+
+
+def test_other_work_in_one_folder(lake, model, tmp_path):
+    out,other = tmp_path/'out',train(tmp_path/'other',seed=2)
+    screen([lake], [model], out)
+    before = content(out)
+    for says,kw in (('model was',dict(models=[other])), ('batch_size was 10000 and is 5',dict(batch_size=5)), ('is not among the files now',dict(inputs=[lake/'f0.parquet']))):
+        with pytest.raises(ValueError, match=says): screen(**dict(inputs=[lake],models=[model],out=out)|kw)
+    with pytest.raises(ValueError, match='all files of which are read'): screen([lake], [model], lake/'out')
+    with alone_in_folder(out), pytest.raises(ValueError, match='another process is screening'): screen([lake], [model], out)
+    assert content(out)==before
+
+
+def test_input_that_changed(lake, model, tmp_path):
+    out = tmp_path/'out'
+    screen([lake], [model], out)
+    before = content(out)
+    os.utime(lake/'f1.parquet', (0,0))
+    assert screen([lake], [model], out).rows==75 and content(out)==before
+    write_records(papers(25,9), lake/'f1.parquet')
+    with pytest.raises(ValueError, match='f1.parquet has changed since it was screened'): screen([lake], [model], out)
+
+
+def test_lake_that_grows(lake, model, tmp_path):
+    "Later files are scored alone, and ranked with the others."
+    out = tmp_path/'out'
+    screen([lake], [model], out)
+    old = {p.name:p.stat().st_mtime_ns for p in out.glob('scores/part-*')}
+    write_records(papers(25,9), lake/'a_new.parquet')
+    assert screen([lake], [model], out).rows==100
+    assert {n:(out/'scores'/n).stat().st_mtime_ns for n in old}==old
+    ranked = pq.read_table(out/'ranked/A').to_pandas()
+    assert len(ranked)==100 and ranked['rank'].tolist()==list(range(1,101)) and ranked.score.is_monotonic_decreasing
+
+
+# -- ranks
+
+scores = st.one_of(st.none(), st.sampled_from([0.,1.,.5,float('nan'),5e-324,1e-40]), st.floats(0,1))
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.lists(scores,max_size=8),min_size=1,max_size=5), st.integers(1,6))
+def test_ranks_are_those_of_a_sort(tmp_path_factory, parts, most_rows):
+    folder = tmp_path_factory.mktemp('ranks')
+    for i,p in enumerate(parts): pq.write_table(pa.table(dict(file=pa.array([f'{i}']*len(p),pa.string()), row=pa.array(range(len(p)),pa.int64()), A_score=pa.array(p,pa.float64()))), folder/f'{i}.parquet')
+    n = rank_scores([folder/f'{i}.parquet' for i in range(len(parts))], 'A', folder/'ranked', most_rows)
+    known = [(-s,i,j) for i,p in enumerate(parts) for j,s in enumerate(p) if s is not None and s==s]
+    assert n==len(known)
+    found = [pq.read_table(p) for p in sorted((folder/'ranked').glob('*.parquet'))]
+    rows_found = [(-r['score'],int(r['file']),r['row']) for t in found for r in t.to_pylist()]
+    assert rows_found==sorted(known) and [r['rank'] for t in found for r in t.to_pylist()]==list(range(1,n+1))
+
+
+# -- growth
+
+def peak_memory(lake, model, out):
+    "Megabytes that a process of its own needs at most."
+    code = 'import resource,sys; from ipbes_classifier.screen_corpus import screen; screen(sys.argv[1:2],sys.argv[2:3],sys.argv[3],batch_size=1000); print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)'
+    p = subprocess.run([sys.executable,'-c',code,*map(str,(lake,model,out))], capture_output=True, text=True, env=ENV, timeout=600, check=True)
+    return int(p.stdout)/1024
+
+
+@pytest.mark.long
+@pytest.mark.parametrize('suffix', ['parquet','csv','jsonl'])
+def test_memory_does_not_follow_the_input(suffix, model, tmp_path):
+    peaks = []
+    for n in (5_000,50_000):
+        made = pd.concat([papers(1000)]*(n//1000), ignore_index=True).assign(id=lambda d: d.index.astype(str))
+        f = tmp_path/f'{n}.{suffix}'
+        if suffix=='jsonl': f.write_text(''.join(f'{{"id":"https://openalex.org/W{i}","title":"{t}"}}\n' for i,t in enumerate(made.title)))
+        else: write_records(made, f)
+        peaks.append(peak_memory(f, model, tmp_path/f'out{n}'))
+    assert peaks[1]<1.15*peaks[0], peaks
