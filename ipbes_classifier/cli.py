@@ -552,11 +552,13 @@ def screen(
     inputs:Annotated[list[Path], typer.Argument(metavar='INPUT...', help='Files, folders, patterns such as "lake/*.parquet", snapshots of OpenAlex here or below s3://; formats as of predict')],
     model:Annotated[list[Path], typer.Option('--model','-m','--checkpoint', help='A checkpoint folder, or owner/name[@revision] on the Hugging Face hub; several: their mean')],
     out:Annotated[Path, typer.Option('--output','-o', help='A new folder, or one to go on in')],
+    workers:Annotated[int, typer.Option('--workers','-j', min=1, help='Processes that score, each with a model of its own: one per core for linear models, one for an encoder, which uses all cores')]=1,
     skip_bad:Annotated[bool, typer.Option('--skip-bad', help='Go on after a file that cannot be read, and end with exit code 4')]=False,
 )->None:
     "Score millions of records, and rank them by each label; a call that was killed is repeated and goes on. Exit code 4: files were damaged and skipped."
     from ipbes_classifier.screen_corpus import screen as score
-    found = score(inputs, model, out, skip_bad=skip_bad, progress=sys.stderr.isatty(), say=lambda s: typer.echo(s, err=True))
+    from ipbes_classifier.screen_processes import engine_of
+    found = score(inputs, model, out, skip_bad=skip_bad, engine=engine_of(workers), progress=sys.stderr.isatty(), say=lambda s: typer.echo(s, err=True))
     for line in str(found).splitlines(): typer.echo(line, err=line.startswith('could not be read'))
     typer.echo(out)
     if found.bad: raise typer.Exit(4)
