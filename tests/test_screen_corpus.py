@@ -22,9 +22,10 @@ from ipbes_classifier.models import make_model
 from ipbes_classifier.ranking import rank_scores
 from ipbes_classifier.records import write_records
 from ipbes_classifier.results import write_decisions
-from ipbes_classifier.screen import Screener, predict
+from ipbes_classifier.screen import predict
 from ipbes_classifier.screen_corpus import Scorer, Unreadable, screen, score_here
 from ipbes_classifier.screen_folder import alone_in_folder
+from ipbes_classifier.screen_processes import engine_of
 from ipbes_classifier.thresholds import Calibration
 
 IPBES = Path(sys.executable).with_name('ipbes')
@@ -47,7 +48,7 @@ def train(folder, labels='AB', seed=1, thresholds=True):
     toy = toy.assign(**{l:toy.abstract.str.contains(has[l]).astype(int) for l in labels})
     folder.mkdir(parents=True)
     make_model('tfidf-logreg', s).fit(toy).save(folder)
-    if thresholds: write_decisions(folder, {l:.5 for l in labels}, {l:Calibration(1.,0.,'logit') for l in labels})
+    if thresholds: write_decisions(folder, dict.fromkeys(labels,.5), {l:Calibration(1.,0.,'logit') for l in labels})
     return folder
 
 
@@ -167,6 +168,56 @@ def test_full_disk(lake, model, tmp_path, monkeypatch):
     monkeypatch.undo()
     screen([lake], [model], tmp_path/'whole', batch_size=10)
     assert content(out)==content(tmp_path/'whole')
+
+
+# -- several processes
+
+def workers_of(pid):
+    "Processes that a process has started."
+    import psutil
+    return psutil.Process(pid).children(recursive=True)
+
+
+def test_killed_with_workers(model, tmp_path):
+    "Workers end with the process that started them, and one process ends with the bytes of two."
+    import psutil
+    lake = tmp_path/'lake'
+    lake.mkdir()
+    for i in range(200): write_records(papers(20,i), lake/f'{i:03}.csv')
+    args = ['screen',lake,'-m',model,'-o',tmp_path/'out','--workers','2']
+    p = subprocess.Popen([IPBES,*map(str,args)], env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while p.poll() is None and not list(tmp_path.glob('out/scores/part-*')): time.sleep(.005)
+    workers = workers_of(p.pid)
+    p.kill()
+    assert p.wait()==-9 and len(workers)>=2
+    gone,alive = psutil.wait_procs(workers, timeout=10)
+    assert not alive
+    assert len(list(tmp_path.glob('out/scores/part-*')))<200
+    screen([lake], [model], tmp_path/'out')
+    screen([lake], [model], tmp_path/'whole')
+    assert content(tmp_path/'out')==content(tmp_path/'whole')
+
+
+def test_worker_that_is_lost(lake, model, tmp_path):
+    "A sentence, and the next call goes on."
+    out = tmp_path/'out'
+    with pytest.raises(ChildProcessError, match='a process that scored was lost'):
+        screen([lake], [model], out, first_pass=KillsWorkers(), engine=engine_of(2))
+    assert not content(out)
+
+
+class KillsWorkers:
+    "A first pass that no worker survives."
+    version = 'deadly@1'
+    def keep(self, records):
+        if multiprocessing.parent_process(): os.kill(os.getpid(), signal.SIGKILL)
+        return np.ones(len(records),dtype=bool)
+
+
+def test_workers_and_damage(lake, model, tmp_path):
+    damaged(lake/'f1a.parquet')
+    one,two = (screen([lake], [model], tmp_path/f'out{n}', batch_size=10, skip_bad=True, engine=engine_of(n)) for n in (1,2))
+    assert str(one)==str(two) and len(two.bad)==1 and content(tmp_path/'out1')==content(tmp_path/'out2')
 
 
 # -- what is read
