@@ -124,8 +124,8 @@ def _whole_parts(folder:Path)->dict[int,set[int]]:
     return done
 
 # %% ../nbs/31a_screen_folder.ipynb #3771705d
-class ScreenFolder:
-    "Scores of many files, in parts. Use it inside `alone_in_folder`."
+class _Parts:
+    "Which files and which parts of a screening there are."
     def __init__(self,
         folder:str|os.PathLike,    # made if missing
         settings:Mapping[str,Any], # what rows depend on, as JSON: models, runtime, records of a batch
@@ -150,6 +150,13 @@ class ScreenFolder:
         path = self._state(file)
         return InputFile(**read_json(path)) if path.exists() else InputFile(self.files[file])
 
+    def paths(self)->list[Path]:
+        "The parts that are there, in the order of files and batches."
+        return [self.part(f,b) for f in sorted(self._done) for b in sorted(self._done[f])]
+
+# %% ../nbs/31a_screen_folder.ipynb #70befabb
+class ScreenFolder(_Parts):
+    "Scores of many files, in parts. Use it inside `alone_in_folder`."
     def begin(self, file:int)->set[int]|None:
         "Batches that are done; None if all are. `ValueError` if the file has changed since its first batch was scored."
         old = self.known(file)
@@ -174,18 +181,14 @@ class ScreenFolder:
     def _forget(self, file:int)->None:
         for b in self._done.pop(file): self.part(file,b).unlink(missing_ok=True)
 
-    def remove(self)->None:
-        "Leave no trace, if there is no score."
-        if self.paths(): return
-        shutil.rmtree(self.folder/'.state', ignore_errors=True)
-        (self.folder/'_manifest.json').unlink(missing_ok=True)
-
-    def paths(self)->list[Path]:
-        "The parts that are there, in the order of files and batches."
-        return [self.part(f,b) for f in sorted(self._done) for b in sorted(self._done[f])]
-
     def save(self, complete:bool, **figures:Any)->None:
         "Write the manifest."
         states = [self.known(i) for i in range(len(self.files))]
         files = [dict(name=f.name, size=f.size, sha256=f.sha256, rows=max(f.rows,0), parts=f.parts, problem=f.problem) for f in states]
         write_json(self.folder/'_manifest.json', dict(settings=self.settings, files=files, complete=complete, **figures))
+
+    def remove(self)->None:
+        "Leave no trace, if there is no score."
+        if self.paths(): return
+        shutil.rmtree(self.folder/'.state', ignore_errors=True)
+        (self.folder/'_manifest.json').unlink(missing_ok=True)
