@@ -9,7 +9,6 @@ __all__ = ['PUT_ASIDE', 'Unreadable', 'read_batches', 'FirstPass', 'Scorer', 'es
 # %% ../nbs/32_screen_corpus.ipynb #8ae7d2d7
 import gzip
 import os
-import re
 import shutil
 import time
 import zlib
@@ -26,7 +25,7 @@ import pandas as pd
 from .files import is_bucket, obj_hash, read_json, write_json
 from .formats import sniff
 from .provenance import timed, write_provenance
-from .ranking import rank_scores
+from .ranking import folder_name, rank_scores
 from .records import iter_records
 from .screen import Screener, as_records
 from .screen_folder import ScreenFolder, alone_in_folder, check_output, find_inputs, read_manifest
@@ -273,7 +272,7 @@ def _rank(folder:ScreenFolder)->None:
     for p in place.glob('.*'):
         if p.name!='.locks': shutil.rmtree(p, ignore_errors=True)
     for l in map(str,folder.settings['labels']):
-        name = re.sub(r'[^\w.-]','_',l)
+        name = folder_name(l)
         done = folder.folder/'.state'/f'ranked-{name}.json'
         if (place/name).is_dir() and done.exists() and read_json(done)==scored: continue
         rank_scores(folder.paths(), l, place/name)
