@@ -31,6 +31,9 @@ def _bin_of(scores:np.ndarray)->np.ndarray:
     "The interval of each score between 0 and 1; a higher score is never in a lower one."
     return scores.astype(np.float32).view(np.uint32).astype(np.int64)>>10
 
+# %% ../nbs/31b_ranking.ipynb #b39e6a53
+_MOST_BUCKETS = 400
+
 # %% ../nbs/31b_ranking.ipynb #f7ec6d7c
 def _bucket_starts(counts:np.ndarray, most_rows:int)->np.ndarray:
     "The lowest interval of each bucket, from high scores to low; a bucket has at most `most_rows` rows, or one interval."
@@ -99,15 +102,16 @@ def rank_scores(
     parts:Sequence[str|os.PathLike], # parquet files with `file, row, id, doi, {label}_score, ...`
     label:str,                       # whose scores count
     out:str|os.PathLike,             # a folder, which appears when all is ranked
-    most_rows:int=500_000,           # held in memory, and in a file of the output
+    most_rows:int=200_000,           # of a bucket, and of a file of the output; more where 400 buckets do not suffice
 )->int:                              # how many records have a rank
-    """Write the scored records of a label from the highest score to the lowest, with a column `rank` from 1; memory does not grow with their number.
+    """Write the scored records of a label from the highest score to the lowest, with a column `rank` from 1; up to 80 million, memory does not grow with their number.
 
     Of equal scores, the record that was read first comes first. `ValueError` if a part has no scores for the label, `OSError` if `out` cannot be written.
     """
     import pyarrow.parquet as pq
     paths,counts = [Path(p) for p in parts],np.zeros(_N_BINS,dtype=np.int64)
     for p in paths: counts += np.bincount(_bin_of(_scored(p,label,True)['score'].to_numpy()), minlength=_N_BINS)
+    most_rows = max(most_rows, int(counts.sum())//_MOST_BUCKETS)
     with atomic_dir(out) as tmp, TemporaryDirectory(dir=tmp.parent, prefix='.rank-') as work:
         starts = _bucket_starts(counts,most_rows)
         _deal(_chunks(paths,label,most_rows), starts, Path(work))
