@@ -56,6 +56,10 @@ def read_file(
     yield at|last
 
 # %% ../nbs/32a_screen_on_ray.ipynb #2a3c8a59
+_ATTEMPTS = 3 # processes that a batch may cost
+_ERRORS:dict[str,type[Exception]] = dict(lost=ChildProcessError, system=OSError, value=ValueError) # what travels as a sentence
+
+# %% ../nbs/32a_screen_on_ray.ipynb #4a4b2a27
 class ScoreBatch:
     "An actor that holds a scorer, and scores rows of `read_file`."
     def __init__(self,
@@ -63,17 +67,21 @@ class ScoreBatch:
         settings:Mapping[str,Any],  # that it must have
         folder:str,                 # in which those paths mean something
         threads:int,                # for numerical libraries
+        attempt:Callable[[str],int]=lambda batch: 1, # counts how often a batch was begun, by whichever actor
     ):
-        self.load,self.settings,self.folder,self.threads = load,settings,folder,threads
+        self.load,self.settings,self.folder,self.threads,self.attempt = load,settings,folder,threads,attempt
         self.scorer:Scorer|None = None
 
     def __call__(self, row:dict[str,Any])->dict[str,Any]:
-        "The row with the scores of its records, a packed table, in place of them; or with `error`, and `is_os` for an `OSError`."
-        out = {k:v for k,v in row.items() if k!='records'}|dict(table=b'', error='', is_os=False)
+        "The row with the scores of its records, a packed table, in place of them; or with `error`, and `kind` of it, a key of `_ERRORS`."
+        out = {k:v for k,v in row.items() if k!='records'}|dict(table=b'', error='', kind='')
         try: return out|dict(table=self._score(row) if row['records'] else b'')
-        except (ValueError,OSError) as e: return out|dict(error=str(e), is_os=isinstance(e,OSError))
+        except (ValueError,OSError) as e: return out|dict(error=str(e), kind=next(k for k,c in _ERRORS.items() if isinstance(e,c)))
 
     def _score(self, row:Mapping[str,Any])->bytes:
+        if self.attempt(f"{row['file']}-{row['batch']}")>_ATTEMPTS:
+            last = row['start']+row['n']-1
+            raise ChildProcessError(f"{row['name']}: {_ATTEMPTS} processes were lost while they scored the records {row['start']} to {last} (counted from 0): killed, or out of memory")
         self.scorer = self.scorer or self._loaded()
         return pack(self.scorer.rows(unpack(row['records']).to_pandas(), row['name'], int(row['start'])))
 
@@ -114,14 +122,32 @@ def _ray_data()->Iterator[None]:
     finally: log.setLevel(level)
 
 # %% ../nbs/32a_screen_on_ray.ipynb #0ecf323f
+class _Attempts:
+    "An actor that counts."
+    def __init__(self)->None: self.counts = Counter[str]()
+
+    def add(self, batch:str)->int:
+        self.counts[batch] += 1
+        return self.counts[batch]
+
+# %% ../nbs/32a_screen_on_ray.ipynb #0c918cb5
+def _counter()->Callable[[str],int]:
+    "A function that counts, for all actors together."
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    actor = ray.remote(_Attempts).options(num_cpus=0, scheduling_strategy=here).remote()
+    return lambda batch: ray.get(actor.add.remote(batch))
+
+# %% ../nbs/32a_screen_on_ray.ipynb #9440a1d9
 def _stream(job:Job, tasks:Sequence[Mapping[str,Any]], n:int, cpus:int, gpus:float)->'Dataset':
     "The rows of all files, scored, in whichever order."
     import ray
-    from ray.data import ActorPoolStrategy
+    from ray.data import ActorPoolStrategy, TaskPoolStrategy
     made = ray.data.from_items(list(tasks), override_num_blocks=len(tasks))
-    args = (job.load, job.scorer.settings, os.getcwd(), cpus)
-    pool = ActorPoolStrategy(min_size=1, max_size=n, initial_size=n)
-    return made.flat_map(read_file, num_cpus=0, concurrency=n).map(ScoreBatch, fn_constructor_args=args, num_cpus=cpus, num_gpus=gpus, compute=pool, max_task_retries=3)
+    rows = made.flat_map(read_file, num_cpus=0, compute=TaskPoolStrategy(min(n,len(tasks))))
+    args = (job.load, job.scorer.settings, os.getcwd(), cpus, _counter())
+    return rows.map(ScoreBatch, fn_constructor_args=args, num_cpus=cpus, num_gpus=gpus, compute=ActorPoolStrategy(min_size=1, max_size=n, initial_size=n))
 
 # %% ../nbs/32a_screen_on_ray.ipynb #cc5e72c2
 def write_rows(
@@ -133,7 +159,7 @@ def write_rows(
     seen,last,waiting = Counter[int](),dict[int,Mapping[str,Any]](),set(files)
     for row in rows:
         i = int(row['file'])
-        if row['error']: raise (OSError if row['is_os'] else ValueError)(row['error'])
+        if row['error']: raise _ERRORS[row['kind']](row['error'])
         if row['end']: last[i] = row
         else: _write_row(job, i, row)
         seen[i] += not row['end']
@@ -168,18 +194,14 @@ def score_on_ray(
 )->None:
     """An engine like `score_here`, on Ray: every file is read by a task, and its batches are scored by actors, as many as the machines hold.
 
-    `ImportError` names the extra; `OSError` if Ray does not start or a machine sees something else, `ChildProcessError` if actors die again and again.
+    `ImportError` names the extra; `OSError` if Ray does not start or a machine sees something else; `ChildProcessError` names a batch that kills actors.
     """
     if not (tasks := pending(job)): return
-    from ray.exceptions import RayActorError, RayTaskError
     with environment(dict(RAY_BACKEND_LOG_LEVEL='fatal')),ray_session(s, job.batch_size*10_000),_ray_data():
         machines = [dict(cpus=m.cpus,gpus=m.gpus) for m in cluster_nodes()]
         gpus = float(_can_use_gpu(job.scorer) and any(m['gpus']>=1 for m in machines))
         rows = _stream(job, tasks, room_for(machines,cpus,gpus), cpus, gpus).iter_rows()
-        try: write_rows(job, rows, [t['file'] for t in tasks])
-        except RayTaskError as e: raise getattr(e,'cause',e) from e
-        except RayActorError as e:
-            raise ChildProcessError("processes that scored were lost again and again: killed, or out of memory. What was scored is kept, and the same call goes on; a smaller batch needs less") from e
+        write_rows(job, rows, [t['file'] for t in tasks])
 
 # %% ../nbs/32a_screen_on_ray.ipynb #9d9d0186
 def _can_use_gpu(scorer:Scorer)->bool:
