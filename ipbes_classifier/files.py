@@ -115,9 +115,10 @@ def _machine()->str:
 # %% ../nbs/01_files.ipynb #405ac97b
 def _remove_left_behind(folder:Path, begin:str, suffix:str)->None:
     "Remove temporary files of processes that are no more."
-    for p in folder.iterdir():
-        pid = re.fullmatch(rf'{re.escape(begin)}(\d+)-\w+{re.escape(suffix)}', p.name)
-        if pid and not is_alive(int(pid[1])): p.unlink(missing_ok=True)
+    for name in os.listdir(folder):
+        if not name.startswith(begin): continue
+        pid = re.fullmatch(rf'{re.escape(begin)}(\d+)-\w+{re.escape(suffix)}', name)
+        if pid and not is_alive(int(pid[1])): (folder/name).unlink(missing_ok=True)
 
 # %% ../nbs/01_files.ipynb #b6efff4d
 def _umask()->int:
