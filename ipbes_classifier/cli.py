@@ -21,6 +21,9 @@ from typing import TYPE_CHECKING, Annotated, TextIO
 import typer
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from ipbes_classifier.screen_corpus import Job
+    Engine = Callable[[Job],None]
     import pandas as pd
     from ipbes_classifier.config import Settings
     from ipbes_classifier.corpus import Sample
@@ -547,18 +550,30 @@ def predict(
     typer.echo(f'{_count_rows(path):,} records scored by {", ".join(map(str,model))}: {path}')
 
 # %% ../nbs/90_cli.ipynb #0c3ba62d
+def _engine(name:str, workers:int, config:Path|None)->'Engine':
+    "What scores: processes of this machine, or Ray where the settings say."
+    if name=='ray':
+        from functools import partial
+        from ipbes_classifier.screen_ray import score_on_ray
+        return partial(score_on_ray, s=_settings(config,None))
+    from ipbes_classifier.screen_processes import engine_of
+    if name!='here': raise ValueError(f"no engine {name!r}; engines: here, ray")
+    return engine_of(workers)
+
+# %% ../nbs/90_cli.ipynb #28ef6bd7
 @app.command()
 def screen(
     inputs:Annotated[list[Path], typer.Argument(metavar='INPUT...', help='Files, folders, patterns such as "lake/*.parquet", snapshots of OpenAlex here or below s3://; formats as of predict')],
     model:Annotated[list[Path], typer.Option('--model','-m','--checkpoint', help='A checkpoint folder, or owner/name[@revision] on the Hugging Face hub; several: their mean')],
     out:Annotated[Path, typer.Option('--output','-o', help='A new folder, or one to go on in')],
     workers:Annotated[int, typer.Option('--workers','-j', min=1, help='Processes that score, each with a model of its own: one per core for linear models, one for an encoder, which uses all cores')]=1,
+    engine:Annotated[str, typer.Option('--engine', help='here, or ray: on the cluster of `ray.address`, or started on this machine; an actor per processor, with a model of its own')]='here',
+    config:ConfigFile=None,
     skip_bad:Annotated[bool, typer.Option('--skip-bad', help='Go on after a file that cannot be read, and end with exit code 4')]=False,
 )->None:
     "Score millions of records, and rank them by each label; a call that was killed is repeated and goes on. Exit code 4: files were damaged and skipped."
     from ipbes_classifier.screen_corpus import screen as score
-    from ipbes_classifier.screen_processes import engine_of
-    found = score(inputs, model, out, skip_bad=skip_bad, engine=engine_of(workers), progress=sys.stderr.isatty(), say=lambda s: typer.echo(s, err=True))
+    found = score(inputs, model, out, skip_bad=skip_bad, engine=_engine(engine,workers,config), progress=sys.stderr.isatty(), say=lambda s: typer.echo(s, err=True))
     for line in str(found).splitlines(): typer.echo(line, err=line.startswith('could not be read'))
     typer.echo(out)
     if found.bad: raise typer.Exit(4)
