@@ -109,12 +109,12 @@ def room_for(
 # %% ../nbs/32a_screen_on_ray.ipynb #e0c3a291
 @contextmanager
 def _ray_data()->Iterator[None]:
-    "Ray Data that says nothing, and hands on each row when it is there."
+    "Ray Data that says nothing, hands on each row when it is there, and raises what a function raised."
     import logging
     from ray.data import DataContext
     context,log = DataContext.get_current().copy(),logging.getLogger('ray.data')
     context.enable_progress_bars = context.print_on_execution_start = False
-    context.target_max_block_size = 1
+    context.target_max_block_size,context.raise_original_map_exception = 1,True
     level = log.level
     log.setLevel(logging.CRITICAL)
     try:

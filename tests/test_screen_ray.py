@@ -17,7 +17,7 @@ from ipbes_classifier import screen_ray
 from ipbes_classifier.cluster import ray_session
 from ipbes_classifier.config import load_config
 from ipbes_classifier.records import write_records
-from ipbes_classifier.screen_corpus import PUT_ASIDE, Scorer, Unreadable, screen, score_here
+from ipbes_classifier.screen_corpus import PUT_ASIDE, Scorer, Unreadable, screen
 from ipbes_classifier.screen_ray import pack, room_for, score_on_ray, unpack
 
 LONG = pytest.mark.long
