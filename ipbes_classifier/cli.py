@@ -569,11 +569,12 @@ def screen(
     workers:Annotated[int, typer.Option('--workers','-j', min=1, help='Processes that score, each with a model of its own: one per core for linear models, one for an encoder, which uses all cores')]=1,
     engine:Annotated[str, typer.Option('--engine', help='here, or ray: on the cluster of `ray.address`, or started on this machine; an actor per processor, with a model of its own')]='here',
     config:ConfigFile=None,
+    cascade:Annotated[bool|None, typer.Option('--cascade/--no-cascade', help='Let the first pass of `ipbes cascade` put aside what the model would not select; default: where there is one')]=None,
     skip_bad:Annotated[bool, typer.Option('--skip-bad', help='Go on after a file that cannot be read, and end with exit code 4')]=False,
 )->None:
     "Score millions of records, and rank them by each label; a call that was killed is repeated and goes on. Exit code 4: files were damaged and skipped."
     from ipbes_classifier.screen_corpus import screen as score
-    found = score(inputs, model, out, skip_bad=skip_bad, engine=_engine(engine,workers,config), progress=sys.stderr.isatty(), say=lambda s: typer.echo(s, err=True))
+    found = score(inputs, model, out, skip_bad=skip_bad, first_pass=cascade, engine=_engine(engine,workers,config), progress=sys.stderr.isatty(), say=lambda s: typer.echo(s, err=True))
     for line in str(found).splitlines(): typer.echo(line, err=line.startswith('could not be read'))
     typer.echo(out)
     if found.bad: raise typer.Exit(4)

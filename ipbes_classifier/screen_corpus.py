@@ -22,8 +22,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import pandas as pd
 
+from .cascade import cascade_folder, load_cascade
 from .files import is_bucket, obj_hash, read_json, write_json
 from .formats import sniff
+from .hub import checkpoint_folder
 from .provenance import timed, write_provenance
 from .ranking import folder_name, rank_scores
 from .records import iter_records
@@ -55,7 +57,10 @@ def read_batches(
 # %% ../nbs/32_screen_corpus.ipynb #17c0d770
 class FirstPass(Protocol):
     "What decides quickly which records a model should read."
-    version:str # stands in the manifest
+    @property
+    def version(self)->str:
+        "Names it in the manifest."
+        ...
 
     def keep(self, records:pd.DataFrame)->np.ndarray:
         "(n,) True for what the model should read, of cleaned records."
@@ -285,7 +290,7 @@ def screen(
     out:str|os.PathLike,                 # a new folder, or one to go on in
     batch_size:int=10_000,               # records in memory, and in a part of the output
     skip_bad:bool=False,                 # go on after a file that cannot be read; what could be read of it stays
-    first_pass:FirstPass|None=None,      # what decides which records the model reads; None: it reads all
+    first_pass:FirstPass|bool|None=None, # what decides which records the model reads; None: the cascade beside the checkpoint, if there is one; True: it must be there; False: the model reads all
     engine:Callable[[Job],None]=score_here, # where the work is done
     progress:bool=False,                 # show a bar
     say:Callable[[str],Any]|None=None,   # told once a minute how far it is, if there is no bar
@@ -309,9 +314,13 @@ def screen(
             if not folder.paths(): folder.remove()
 
 # %% ../nbs/32_screen_corpus.ipynb #6ec08bb1
-def _scorer(models:Sequence[str|os.PathLike], first_pass:FirstPass|None)->Scorer:
+def _scorer(models:Sequence[str|os.PathLike], first_pass:FirstPass|bool|None)->Scorer:
     "A scorer, made where it is used."
-    return Scorer(Screener.load(*models), first_pass)
+    screener = Screener.load(*models)
+    if first_pass is not None and not isinstance(first_pass,bool): return Scorer(screener, first_pass)
+    place = cascade_folder(checkpoint_folder(models[0]), screener.version)
+    wanted = first_pass or (first_pass is None and place.exists())
+    return Scorer(screener, load_cascade(place,screener.version) if wanted else None)
 
 # %% ../nbs/32_screen_corpus.ipynb #2b14d178
 def _run(job:Job, engine:Callable[[Job],None], took:dict)->Screened:

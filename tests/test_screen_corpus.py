@@ -17,13 +17,14 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings, strategies as st
 
+from ipbes_classifier.cascade import cascade_folder, fit_cascade, save_cascade
 from ipbes_classifier.config import load_config
 from ipbes_classifier.models import make_model
 from ipbes_classifier.ranking import rank_scores
 from ipbes_classifier.records import write_records
 from ipbes_classifier.results import write_decisions
-from ipbes_classifier.screen import predict
-from ipbes_classifier.screen_corpus import Scorer, Unreadable, screen, score_here
+from ipbes_classifier.screen import Screener, predict
+from ipbes_classifier.screen_corpus import PUT_ASIDE, Scorer, Unreadable, score_here, screen
 from ipbes_classifier.screen_folder import alone_in_folder
 from ipbes_classifier.screen_processes import engine_of
 from ipbes_classifier.thresholds import Calibration
@@ -290,6 +291,23 @@ def test_empty_parts(lake, model, tmp_path):
     for p in lake.glob('f*'): p.unlink()
     with pytest.raises(ValueError, match='no record in'): screen([lake], [model], tmp_path/'none')
     assert not content(tmp_path/'none')
+
+
+def test_cascade_beside_the_checkpoint(tmp_path):
+    "Used where there is one; what the model reads has the scores that it has without."
+    model = train(tmp_path/'toy')
+    screener = Screener.load(model)
+    labelled = lambda df: df.assign(A=df.abstract.str.contains('ants').astype(int), B=df.abstract.str.contains('values').astype(int))
+    save_cascade(fit_cascade(screener, labelled(papers(400,1)), labelled(papers(1500,2))), cascade_folder(model,screener.version))
+    write_records(papers(300,3).assign(abstract=lambda d: d.abstract.where(d.index%3!=0,'galaxy dust bone')), tmp_path/'x.parquet')
+    screen([tmp_path/'x.parquet'], [model], tmp_path/'all', first_pass=False)
+    found = screen([tmp_path/'x.parquet'], [model], tmp_path/'out')
+    a,b = rows(tmp_path/'all'),rows(tmp_path/'out')
+    read = b.A_score.notna()
+    assert 0<found.notes[PUT_ASIDE]==(~read).sum() and set(b.note[~read])=={PUT_ASIDE}
+    pd.testing.assert_frame_equal(a[read], b[read], check_exact=False, rtol=1e-12)
+    assert json.loads((tmp_path/'out/_manifest.json').read_text())['settings']['first_pass'].startswith('cascade@')
+    with pytest.raises(ValueError, match='first_pass was'): screen([tmp_path/'x.parquet'], [model], tmp_path/'out', first_pass=False)
 
 
 # -- damage
