@@ -2,14 +2,17 @@
 
     python benchmarks/screening_growth.py --data ../shared/data [--quick] [--workers 2] [--cores 2000]
 
-Trains a linear model (tfidf-logreg) on records of `corpus.parquet`; writes lakes of 10,000, 100,000 and 1,000,000 records that are perturbed copies of those
-in `deployment_sample.parquet` (a tenth of the words replaced by words of other abstracts, the rest starting elsewhere in the text: no text stands twice); and screens each
-with `ipbes screen` in a process of its own. Seconds are wall-clock time of the whole command, from its start to the ranked lists; `seconds_after_loading` leaves the start
-of Python and the loading of the model out; `cpu_seconds` is the processor time of all its processes, which others on the machine hardly change. The memory of all processes is added up five times a second; pages that they share count for each, and ten thousand records are a single batch, so that
-only the larger sizes show what all workers hold. `load_average` says how busy the machine was.
+Trains a linear model (tfidf-logreg) on records of `corpus.parquet`; writes lakes of 10,000, 100,000 and 1,000,000 records that are perturbed copies
+of those in `deployment_sample.parquet` (a tenth of the words replaced by words of other abstracts, the rest starting elsewhere in the text: no text
+stands twice); and screens each with `ipbes screen` in a process of its own. Seconds are wall-clock time of the whole command, from its start to the
+ranked lists; `seconds_after_loading` leaves the start of Python and the loading of the model out; `cpu_seconds` is the processor time of all its
+processes, which others on the machine hardly change. The memory of all processes is added up five times a second; pages that they share count for
+each, and ten thousand records are a single batch, so that only the larger sizes show what all workers hold. `load_average` says how busy the machine
+was.
 
-What another record costs, in seconds and in processor seconds, is read from the slope between the last two sizes. From the latter follow the hours for 250 million works on `--cores` processors (see `estimate`); if
-another model reads what the first leaves, `--kept` is its share of the records and `--second-rate` how many of them a core scores a second, both as measured elsewhere.
+What another record costs, in seconds and in processor seconds, is read from the slope between the last two sizes. From the latter follow the hours
+for 250 million works on `--cores` processors (see `estimate`); if another model reads what the first leaves, `--kept` is its share of the records and
+`--second-rate` how many of them a core scores a second, both as measured elsewhere.
 """
 import argparse
 import json
