@@ -6,7 +6,8 @@
 __all__ = ['app', 'Overrides', 'ConfigFile', 'Model', 'Models', 'Fold', 'Folds', 'Run', 'Runs', 'Loss', 'Losses', 'WithTitle',
            'WithKeywords', 'BestMetric', 'HpConfig', 'Experiment', 'Force', 'fetch', 'init', 'assess', 'fetch_zotero',
            'fetch_openalex', 'fetch_published', 'fill', 'preprocess', 'folds', 'train', 'ensemble', 'hpo', 'run',
-           'compare', 'demo', 'metrics', 'predict', 'screen', 'records', 'push', 'convert', 'config', 'info', 'main']
+           'compare', 'demo', 'metrics', 'predict', 'cascade', 'screen', 'records', 'push', 'convert', 'config', 'info',
+           'main']
 
 # %% ../nbs/90_cli.ipynb #a060365b
 import os
@@ -548,6 +549,24 @@ def predict(
     from ipbes_classifier.screen import predict as score
     path = score(file, model, out, progress=sys.stderr.isatty(), say=lambda s: typer.echo(s, err=True))
     typer.echo(f'{_count_rows(path):,} records scored by {", ".join(map(str,model))}: {path}')
+
+# %% ../nbs/90_cli.ipynb #d1f210f6
+@app.command()
+def cascade(
+    model:Annotated[list[Path], typer.Option('--model','-m','--checkpoint', help='A checkpoint folder of this project; several, of one fold: their mean')],
+    unlabelled:Annotated[Path|None, typer.Option('--unlabelled','-u', metavar='INPUT', help='Records without labels, best a sample of what is to be screened; formats as of predict')]=None,
+    share:Annotated[float, typer.Option('--share', help='Of the papers that the model would select, how many to keep')]=.99,
+    confidence:Annotated[float, typer.Option('--confidence', help='That no fewer are kept')]=.95,
+    n_train:Annotated[int, typer.Option('--n-train', min=0, help='Most train records that the model scores for it; 0: all')]=0,
+    test:Annotated[bool, typer.Option('--test', help='Measure the loss on the test records too')]=False,
+)->None:
+    "Fit a linear first pass for a model, so that `ipbes screen` need not read every paper with it; the loss is bounded on dev."
+    from ipbes_classifier.cascade import make_cascade, measure_on_test
+    folder,made,screener = make_cascade(model, unlabelled, share, confidence, n_train)
+    typer.echo(f'{made.cut}\n{folder}')
+    if not test: return
+    found = measure_on_test(made, screener, model)
+    typer.echo(f'on test, where {found.attrs["read"]:.1%} is read:\n{found.round(3).to_string(index=False)}')
 
 # %% ../nbs/90_cli.ipynb #0c3ba62d
 def _engine(name:str, workers:int, config:Path|None)->'Engine':
