@@ -215,6 +215,7 @@ class KillsWorkers:
         return np.ones(len(records),dtype=bool)
 
 
+@pytest.mark.long
 def test_workers_and_damage(lake, model, tmp_path):
     damaged(lake/'f1a.parquet')
     one,two = (screen([lake], [model], tmp_path/f'out{n}', batch_size=10, skip_bad=True, engine=engine_of(n)) for n in (1,2))
