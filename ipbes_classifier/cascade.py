@@ -131,7 +131,7 @@ class Cascade:
     def keep(self, records:pd.DataFrame)->np.ndarray:
         "(n,) True for what the model should read, of records as of `as_records`."
         if self.cut.value is None or not len(records): return np.ones(len(records),dtype=bool)
-        return np.logical_or(self.scores(records)>=np.float32(self.cut.value), np.asarray(records['abstract']==''))
+        return np.array((self.scores(records)>=np.float32(self.cut.value))|(records['abstract']==''), dtype=bool)
 
     @property
     def version(self)->str:
@@ -170,7 +170,7 @@ def selects(
 )->np.ndarray:            # (n,) of bool
     "What the model selects for any label."
     scored = screener.score(records)
-    return scored[[f'{l}_pred' for l in screener.labels]].to_numpy(dtype=bool).any(axis=1)
+    return np.array(scored[[f'{l}_pred' for l in screener.labels]].to_numpy(dtype=bool).any(axis=1))
 
 # %% ../nbs/31_cascade.ipynb #0deda471
 def _with_cut(c:Cascade, screener:Screener, dev:pd.DataFrame)->Cascade:
