@@ -155,10 +155,19 @@ def write_decisions(
     folder:str|os.PathLike,                  # a checkpoint
     thresholds:Mapping[str,float],           # by label
     calibrations:Mapping[str,Calibration],   # by label
+    of:str='',                               # '': of all records; 'title': of those without abstract
 )->None:
-    "Write thresholds.json and calibration.json."
-    write_json(Path(folder)/'thresholds.json', dict(thresholds))
-    write_json(Path(folder)/'calibration.json', {l:asdict(c) for l,c in calibrations.items()})
+    "Write thresholds.json and calibration.json, or thresholds_title.json and calibration_title.json."
+    thresholds_path,calibration_path = _decision_paths(folder, of)
+    write_json(thresholds_path, dict(thresholds))
+    write_json(calibration_path, {l:asdict(c) for l,c in calibrations.items()})
+
+# %% ../nbs/20b_results.ipynb #740b51b5
+def _decision_paths(folder:str|os.PathLike, of:str)->tuple[Path,Path]:
+    "Where thresholds and calibration stand; `ValueError` unless `of` is '' or title."
+    if of not in ('','title'): raise ValueError(f"decisions are of all records, '', or of those with a title only, 'title'; got {of!r}")
+    thresholds,calibration = (Path(folder)/f"{n}{'_'*bool(of)}{of}.json" for n in ('thresholds','calibration'))
+    return thresholds,calibration
 
 # %% ../nbs/20b_results.ipynb #508b2f84
 def _read_by_label(path:Path, labels:Sequence[str])->dict:
@@ -170,10 +179,12 @@ def _read_by_label(path:Path, labels:Sequence[str])->dict:
 def read_decisions(
     folder:str|os.PathLike,       # a checkpoint
     labels:Sequence[str]=(),      # each must be there, where there is a file
+    of:str='',                    # '': of all records; 'title': of those without abstract
 )->tuple[dict[str,float],dict[str,Calibration]]: # thresholds and calibration by label; empty where there are none
     "Read what `write_decisions` wrote; `ValueError` names the file that is damaged or lacks a label."
-    thresholds,calibrations = (_read_by_label(Path(folder)/f'{n}.json', labels) for n in ('thresholds','calibration'))
+    paths = _decision_paths(folder, of)
+    thresholds,calibrations = (_read_by_label(p, labels) for p in paths)
     if bad := [l for l,t in thresholds.items() if not isinstance(t,(int,float))]:
-        raise ValueError(f"{Path(folder)/'thresholds.json'}: the threshold of {bad[0]} is {thresholds[bad[0]]!r}; should be a number")
+        raise ValueError(f"{paths[0]}: the threshold of {bad[0]} is {thresholds[bad[0]]!r}; should be a number")
     try: return thresholds, {l:Calibration.from_dict(d) for l,d in calibrations.items()}
-    except (TypeError,ValueError,AttributeError) as e: raise ValueError(f"{Path(folder)/'calibration.json'}: {e}") from e
+    except (TypeError,ValueError,AttributeError) as e: raise ValueError(f"{paths[1]}: {e}") from e

@@ -54,8 +54,10 @@ class Screener:
         thresholds:list[dict[str,float]],                # of each model
         calibrations:list[dict[str,Calibration]],        # of each model
         version:str,                                     # stands in each row of the output
+        titles:list[tuple[dict[str,float],dict[str,Calibration]]]|None=None, # the same of each model for records without abstract; empty: those above
     ):
         self.models,self.thresholds,self.calibrations,self.version = models,thresholds,calibrations,version
+        self.titles = [(t or thresholds[i],c if t else calibrations[i]) for i,(t,c) in enumerate(titles or [({},{})]*len(models))]
         self.labels = models[0].labels
         if other := [m.labels for m in models if m.labels!=self.labels]:
             raise ValueError(f"the models have different labels: {', '.join(self.labels)} and {', '.join(other[0])}")
@@ -69,7 +71,8 @@ class Screener:
         decisions = [read_decisions(f,m.labels) for f,m in zip(found,models)]
         for f,(t,_) in zip(found,decisions):
             if not t: raise ValueError(f"{f} has no thresholds.json: it was not trained by `ipbes train`, or is incomplete")
-        return cls(models, [t for t,_ in decisions], [c for _,c in decisions], ' + '.join(map(model_version,found)))
+        titles = [read_decisions(f,m.labels,of='title') for f,m in zip(found,models)]
+        return cls(models, [t for t,_ in decisions], [c for _,c in decisions], ' + '.join(map(model_version,found)), titles)
 
     def score(self, x:pd.DataFrame|Sequence[Mapping]|Mapping|str)->pd.DataFrame:
         """A row per record, in order: `id`, `{label}_score`, `{label}_pred`, `{label}_probability`, `note`, `model`.
@@ -97,9 +100,18 @@ class Screener:
     def _decide(self, records:pd.DataFrame)->tuple[np.ndarray,np.ndarray,np.ndarray|None]:
         "Scores, decisions and probabilities, each (n, n_labels), the mean over the models."
         with explain_memory(f'scoring {len(records)} records', 'end what else uses this memory, or score fewer records at once'): scores = [m.scores(records) for m in self.models]
-        margin = np.mean([s-[t[l] for l in self.labels] for s,t in zip(scores,self.thresholds)], 0)
-        probs = np.mean([calibrate(s,c,self.labels) for s,c in zip(scores,self.calibrations)], 0) if all(self.calibrations) else None
-        return np.mean(scores, 0), (margin>=0).astype(np.int8), probs
+        whole = self._decisions(scores, list(zip(self.thresholds,self.calibrations)))
+        only_title = (records['abstract']=='').to_numpy()[:,None]
+        if not only_title.any(): return np.mean(scores, 0),*whole
+        titles = self._decisions(scores, self.titles)
+        probs = None if whole[1] is None or titles[1] is None else np.where(only_title, titles[1], whole[1])
+        return np.mean(scores, 0),np.where(only_title, titles[0], whole[0]),probs
+
+    def _decisions(self, scores:list[np.ndarray], by:list[tuple[dict[str,float],dict[str,Calibration]]])->tuple[np.ndarray,np.ndarray|None]:
+        "Decisions and probabilities, each (n, n_labels), by thresholds and calibration of each model."
+        margin = np.mean([s-[t[l] for l in self.labels] for s,(t,_) in zip(scores,by)], 0)
+        probs = np.mean([calibrate(s,c,self.labels) for s,(_,c) in zip(scores,by)], 0) if all(c for _,c in by) else None
+        return (margin>=0).astype(np.int8), probs
 
 # %% ../nbs/30_screen.ipynb #73e18d96
 def _ids(records:pd.DataFrame)->list[str]:
