@@ -152,6 +152,12 @@ def test_a_killed_driver_leaves_no_kernel_and_the_same_command_completes(project
     assert gone(kernels)
 
 
+def test_a_grid_whose_last_report_no_machine_can_hold_runs_none(project):
+    with pytest.raises(ValueError, match='grid.compare: no machine has'): grid(project, more=['grid.compare.memory_gb=1000000'])
+    assert not (project/'papermill_runs/main').exists() or not list((project/'papermill_runs/main').glob('*.ipynb'))
+    assert not ray.is_initialized()
+
+
 def _write(job):
     root,fold = job
     add_result(root/'results/metrics/results.csv', dict(model_name='m', loss_type='BCE', fold=fold, run=0, with_title=True, with_keywords=False, AP_macro=fold/100), ['a'])
