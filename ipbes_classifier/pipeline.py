@@ -62,8 +62,8 @@ def _changed(s:Settings, t:Task, inputs:Mapping[str,Any])->str:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
             seen = load_config(t.parameters.get('config') or None, t.parameters.get('overrides') or (), find_root(s.root) or s.root)
-        flags = dict(with_title=s.input.with_title, with_keywords=s.input.with_keywords)
-        now = task_inputs(replace(seen,input=replace(seen.input,**flags)), t, inputs['members'])
+        flagged = replace(seen.input, with_title=s.input.with_title, with_keywords=s.input.with_keywords)
+        now = task_inputs(replace(seen,input=flagged), t, inputs['members'])
     except (ValueError,OSError) as e: return str(e)
     return '' if task_identity(now)==task_identity(inputs) else why(inputs, now)
 
