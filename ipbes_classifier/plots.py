@@ -563,13 +563,16 @@ def agreement_plot(
     table:'pd.DataFrame',   # columns a, b, label, kappa, as `compare.agreement` makes it; each pair once
     fig:'Figure|None'=None, # draw here instead of on a new figure
 )->'Figure':                # a panel per label
-    "Cohen's kappa of each pair of models as a heat map; `ValueError` if there is no pair."
+    "Cohen's kappa of each pair of models as a heat map, in rows of at most 15 inches unless one panel is wider; `ValueError` if there is no pair."
     if not len(table): raise ValueError("there is only one model, so that there is no pair to draw")
     models,labels = list(dict.fromkeys([*table['a'],*table['b']])),list(dict.fromkeys(table['label']))
     size = 0.55*len(models)+0.9
-    fig = _figure(fig, 2.2+size*len(labels), 1.7+size)
-    axes = fig.subplots(1, len(labels), squeeze=False)[0]
-    for ax,label in zip(axes,labels): _agreement_panel(ax, table[table['label']==label], models, ax is axes[0])
+    rows = -(-len(labels)//max(1,int(12.8/size)))
+    cols = -(-len(labels)//rows)
+    fig = _figure(fig, 2.2+size*cols, rows*(1.7+size))
+    axes = fig.subplots(rows, cols, squeeze=False).ravel()
+    for ax in axes[len(labels):]: ax.remove()
+    for k,(ax,label) in enumerate(zip(axes,labels)): _agreement_panel(ax, table[table['label']==label], models, k%cols==0)
     return fig
 
 # %% ../nbs/26_plots.ipynb #3b9c48e8
