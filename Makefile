@@ -67,6 +67,7 @@ export: setup-dev
 bench: setup-dev
 	$(BIN)/python benchmarks/preprocess.py --n $(N) --results results/benchmarks/preprocess.json
 	$(BIN)/python benchmarks/grid.py --quick --results results/benchmarks/grid.json
+	test -z "$$IPBES_REAL_DATA" || $(BIN)/python benchmarks/training.py --quick --results results/benchmarks/training.json
 	test -z "$$IPBES_REAL_DATA" || $(BIN)/python benchmarks/search.py --quick --work results/search_quick --results results/benchmarks/search.json
 	test -z "$$IPBES_REAL_DATA" || $(BIN)/python benchmarks/quality.py --quick --work results/quality_quick --results results/benchmarks/quality.json
 

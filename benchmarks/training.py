@@ -144,8 +144,8 @@ def matrix_product(dtype, n: int = 1536) -> float:
 def main() -> None:
     a = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     a.add_argument('--data', type=Path, default=os.environ.get('IPBES_REAL_DATA'), help='folder of corpus.parquet; default: IPBES_REAL_DATA')
-    a.add_argument('--n', type=int, help='training records; default 280, or 35 for --quick')
-    a.add_argument('--n-dev', type=int, help='dev records; default 120, or 20 for --quick')
+    a.add_argument('--n', type=int, help='training records; default 700, or 35 for --quick')
+    a.add_argument('--n-dev', type=int, help='dev records; default 240, or 20 for --quick')
     a.add_argument('--epochs', type=int, help='default 2, or 1 for --quick')
     a.add_argument('--max-length', type=int, help='tokens of an input; default 512, or 256 for --quick')
     a.add_argument('--profiled', type=int, help='records of the profiled step; default 70, or 14 for --quick')
@@ -155,7 +155,7 @@ def main() -> None:
     a.add_argument('--child', choices=['plain','ours','profile'], help=argparse.SUPPRESS)
     o = a.parse_args()
     if not o.data: sys.exit('name the folder of corpus.parquet by --data or IPBES_REAL_DATA')
-    for k,(full,quick) in dict(n=(280,35), n_dev=(120,20), epochs=(2,1), max_length=(512,256), profiled=(70,14)).items():
+    for k,(full,quick) in dict(n=(700,35), n_dev=(240,20), epochs=(2,1), max_length=(512,256), profiled=(70,14)).items():
         if getattr(o,k) is None: setattr(o, k, quick if o.quick else full)
     if o.child:
         import torch
@@ -173,7 +173,7 @@ def main() -> None:
     _,dev = sample(o.data, o.n, o.n_dev)
     results = o.results or (Path('results/benchmarks') if o.quick else Path(__file__).parent/'results')/'training.json'
     ratio = {k:round(found['ours'][k]/found['plain'][k],2) for k in ('samples_per_second','samples_per_cpu_second','peak_mb')}
-    write_json(results, dict(command='python benchmarks/training.py'+' --quick'*o.quick, quick=o.quick, data='corpus.parquet', data_sha256=file_hash(o.data/'corpus.parquet'), n=o.n, n_dev=o.n_dev,
+    write_json(results, dict(command=f'python benchmarks/training.py --n {o.n} --n-dev {o.n_dev} --epochs {o.epochs} --max-length {o.max_length}'+' --quick'*o.quick, quick=o.quick, data='corpus.parquet', data_sha256=file_hash(o.data/'corpus.parquet'), n=o.n, n_dev=o.n_dev,
         dev_positives={l:int(dev[l].sum()) for l in LABELS}, epochs=o.epochs, max_length=o.max_length, batch=BATCH, accumulation=ACCUMULATION, threads=o.threads, ours_to_plain=ratio,
         load_average=round(os.getloadavg()[0],1), versions=versions(), device=device_name(), git_commit=git_commit(Path(__file__).parent))|found)
     print(results, ratio)

@@ -470,10 +470,10 @@ def _show_leaderboard(path:Path)->None:
 # %% ../nbs/90_cli.ipynb #1596fa77
 @app.command()
 def compare(
-    overrides:Overrides=None, model:Models=None, fold:Folds=None, run:Runs=None, config:ConfigFile=None, experiment:Experiment='main', force:Force=False,
+    overrides:Overrides=None, model:Annotated[list[str]|None, typer.Option('--model','-m','--model_name', help='Once per model; default: all that have predictions')]=None, fold:Folds=None, run:Runs=None, config:ConfigFile=None, experiment:Experiment='main', force:Force=False,
 )->None:
-    "A leaderboard, shown and as a report, over the folds and runs that all models have; without -m, of all models that have predictions."
-    from ipbes_classifier.compare import find_predictions, read_comparison
+    "A leaderboard, shown and as a report, over the folds and runs that all models have."
+    from ipbes_classifier.compare import find_predictions, left_out
     from ipbes_classifier.config import project_path
     from ipbes_classifier.pipeline import run_tasks
     from ipbes_classifier.tasks import compare_tasks
@@ -483,7 +483,7 @@ def compare(
     _need_data(s)
     _show_grid(run_tasks(s, compare_tasks(model or [], fold or [], runs, **parameters)[-1:], experiment, force, typer.echo))
     _show_leaderboard(project_path(s,s.paths.metrics_dir)/f'{experiment}_run-{"-".join(map(str,runs))}'/'leaderboard.csv')
-    for note in read_comparison(find_predictions(s, model, fold, runs)).notes: typer.echo(note, err=True)
+    for note in left_out(find_predictions(s, model, fold, runs)): typer.echo(note, err=True)
 
 # %% ../nbs/90_cli.ipynb #6e5d2fad
 @app.command()

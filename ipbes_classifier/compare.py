@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['Part', 'PREVALENCES', 'MEASURES', 'SOURCE_ONLY', 'parse_name', 'find_predictions', 'display_names', 'Comparison',
-           'read_comparison', 'check_comparison', 'draw_weights', 'record_clusters', 'leaderboard', 'pooled',
-           'fold_measures', 'readable', 'write_tables', 'write_leaderboard', 'plain_rows', 'paired_difference',
-           'differences_to_others', 'agreement', 'source_traits', 'source_predictions', 'source_only',
-           'with_source_only', 'find_members', 'member_shares']
+           'read_comparison', 'left_out', 'check_comparison', 'draw_weights', 'record_clusters', 'leaderboard',
+           'pooled', 'fold_measures', 'readable', 'write_tables', 'write_leaderboard', 'plain_rows',
+           'paired_difference', 'differences_to_others', 'agreement', 'source_traits', 'source_predictions',
+           'source_only', 'with_source_only', 'find_members', 'member_shares']
 
 # %% ../nbs/25_compare.ipynb #a7dab006
 import os
@@ -108,14 +108,20 @@ def read_comparison(
     found:Sequence[tuple[Run,Path]], # of `find_predictions`
 )->Comparison:
     "Read predictions on the folds and runs that all models share; `ValueError` if there are none, or if models disagree about rows or labels."
+    paths = _paths_by_model(found)
+    parts,notes = _common_parts(paths)
+    models = {n:{k:read_predictions(by[k]) for k in parts} for n,by in paths.items()}
+    return check_comparison(Comparison(next(iter(models.values()))[parts[0]].labels, parts, models, notes))
+
+# %% ../nbs/25_compare.ipynb #21e3a6ad
+def _paths_by_model(found:Sequence[tuple[Run,Path]])->dict[str,dict[Part,Path]]:
+    "The files of each model, by run and fold."
     names = display_names([r for r,_ in found])
     paths:dict[str,dict[Part,Path]] = {}
     for r,p in found:
         if old:=paths.setdefault(names[r],{}).get((r.run,r.fold)): raise ValueError(f"two files for {names[r]}, fold {r.fold}: {old} and {p}")
         paths[names[r]][r.run,r.fold] = p
-    parts,notes = _common_parts(paths)
-    models = {n:{k:read_predictions(by[k]) for k in parts} for n,by in paths.items()}
-    return check_comparison(Comparison(next(iter(models.values()))[parts[0]].labels, parts, models, notes))
+    return paths
 
 # %% ../nbs/25_compare.ipynb #64264944
 def _listed(parts:Iterable[Part], several:bool)->str:
@@ -129,6 +135,13 @@ def _common_parts(paths:Mapping[str,Mapping[Part,Path]])->tuple[list[Part],tuple
     parts = sorted(set.intersection(*(set(by) for by in paths.values())))
     if not parts: raise ValueError("no fold has predictions of all models: "+'; '.join(f'{n} has {_listed(by,several)}' for n,by in paths.items()))
     return parts, tuple(f"{n}: fold {_listed(more,several)} left out, since not all models have it" for n,by in paths.items() if (more:=set(by)-set(parts)))
+
+# %% ../nbs/25_compare.ipynb #50f2eb91
+def left_out(
+    found:Sequence[tuple[Run,Path]], # of `find_predictions`
+)->tuple[str,...]:                   # a sentence for each model
+    "Which folds a comparison leaves out, told without reading a file; `ValueError` if models share none."
+    return _common_parts(_paths_by_model(found))[1]
 
 # %% ../nbs/25_compare.ipynb #f590fdac
 def check_comparison(

@@ -387,7 +387,9 @@ def _override(conf:DictConfig, item:str)->DictConfig:
         conf = _outrank(conf, OmegaConf.create({'training':{key.split('.')[1]:new}})) if key.startswith('training.') else conf
         OmegaConf.update(conf, key, new, merge=new!={}, force_add=True)
         return conf
-    except (OmegaConfBaseException,yaml.YAMLError) as e:
+    except yaml.YAMLError as e:
+        raise ValueError(f"command line: `{key}`: {value[:60]!r} is not valid YAML; in a mapping each colon needs a blank after it, and the shell needs quotes around it all, as in 'models={{minilm: {{weight_decay: 0.5}}}}', or write the whole key: models.minilm.weight_decay=0.5") from e
+    except OmegaConfBaseException as e:
         raise ValueError(f"command line: `{key}`: {str(e).splitlines()[0]}") from e
 
 # %% ../nbs/00_config.ipynb #d3834d95

@@ -60,11 +60,12 @@ def _with_members(own:Mapping[str,Any], members:Sequence[Mapping[str,Any]])->dic
     "The cost of an ensemble; a figure that one member lacks is not known."
     def column(k:str)->np.ndarray: return np.array([m[k] for m in members], dtype=float)
     def most(k:str)->float: return float(np.nan if np.isnan(column(k)).all() else np.nanmax(column(k)))
+    def total(k:str)->float: return float(column(k).sum())
     searched = column('search_seconds')
-    return dict(seconds=own['seconds']+column('seconds').sum(), cpu_seconds=column('cpu_seconds').sum(),
-                search_seconds=np.nan if np.isnan(searched).all() else np.nansum(searched), epochs=np.nan,
-                records_per_second=1/(1/column('records_per_second')).sum(), peak_mb=column('peak_mb').max(), gpu_peak_mb=most('gpu_peak_mb'),
-                parameters=column('parameters').sum(), device=', '.join(sorted({m['device'] for m in members}-{''})))
+    return dict(seconds=own['seconds']+total('seconds'), cpu_seconds=total('cpu_seconds'),
+                search_seconds=np.nan if np.isnan(searched).all() else float(np.nansum(searched)), epochs=np.nan,
+                records_per_second=float(1/(1/column('records_per_second')).sum()), peak_mb=float(column('peak_mb').max()), gpu_peak_mb=most('gpu_peak_mb'),
+                parameters=total('parameters'), device=', '.join(sorted({m['device'] for m in members}-{''})))
 
 # %% ../nbs/25b_cost.ipynb #e937228e
 def _runs(found:Iterable[Run|tuple[Run,Path]])->list[Run]:
@@ -99,16 +100,6 @@ def cost_table(
     table.insert(0, 'n', by['seconds'].count())
     return table.reset_index()
 
-# %% ../nbs/25b_cost.ipynb #47ff0dd3
-def readable_cost(
-    table:pd.DataFrame, # of `cost_table` or `run_costs`
-)->pd.DataFrame:        # text; columns in which nothing is known are left out
-    "The table of costs as a person reads it."
-    words = dict(seconds='training', cpu_seconds='processor time', search_seconds='search', records_per_second='records scored per second', peak_mb='memory', gpu_peak_mb='GPU memory')
-    form = {k:_duration if 'seconds' in k else _memory if k.endswith('_mb') else _count for k in COSTS}|{'records_per_second':_count}
-    known = table.drop(columns=[k for k in COSTS if table[k].isna().all()])
-    return known.assign(**{k:known[k].map(lambda x,f=form[k]: '' if pd.isna(x) else f(x)) for k in COSTS if k in known}).rename(columns=words)
-
 # %% ../nbs/25b_cost.ipynb #1f529832
 def _duration(seconds:float)->str:
     "12 s, 3 min, 1.5 h."
@@ -119,11 +110,21 @@ def _duration(seconds:float)->str:
 # %% ../nbs/25b_cost.ipynb #0741043d
 def _memory(mb:float)->str:
     "350 MB, 1.4 GB."
-    return f'{mb:.0f} MB' if mb<1000 else f'{mb/1000:.1f} GB'
+    return f'{mb:.0f} MB' if mb<999.5 else f'{mb/1000:.1f} GB'
 
 # %% ../nbs/25b_cost.ipynb #0d54cd00
 def _count(n:float)->str:
-    "60, 60 k, 22.7 M."
-    for unit,size in ((' M',1e6),(' k',1e3)):
-        if n>=size: return f'{n/size:.3g}{unit}'
+    "60, 60 k, 22.7 M, 7 G; a number that would round to 1000 takes the next unit."
+    for unit,size in ((' G',1e9),(' M',1e6),(' k',1e3)):
+        if n>=0.9995*size: return f'{n/size:.3g}{unit}'
     return f'{n:.3g}'
+
+# %% ../nbs/25b_cost.ipynb #47ff0dd3
+def readable_cost(
+    table:pd.DataFrame, # of `cost_table` or `run_costs`
+)->pd.DataFrame:        # text; columns in which nothing is known are left out
+    "The table of costs as a person reads it."
+    words = dict(seconds='training', cpu_seconds='processor time', search_seconds='search', records_per_second='records scored per second', peak_mb='memory', gpu_peak_mb='GPU memory')
+    form = {k:_duration if 'seconds' in k else _memory if k.endswith('_mb') else _count for k in COSTS}|{'records_per_second':_count}
+    known = table.drop(columns=[k for k in COSTS if table[k].isna().all()])
+    return known.assign(**{k:known[k].map(lambda x,f=form[k]: '' if pd.isna(x) else f(x)) for k in COSTS if k in known}).rename(columns=words)

@@ -8,6 +8,7 @@ __all__ = ['strip_execution', 'execute_report', 'Grid', 'run_tasks', 'task_kind'
 # %% ../nbs/40_pipeline.ipynb #74b38a90
 import os
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -20,7 +21,7 @@ from .engines import Engine, Event, Job, make_engine, variables
 from .config import Settings, find_root, load_config, model_training, project_path
 from .files import atomic_path, locked, read_json
 from .extensions import use_modules
-from .identity import Planned, plan, save_state, state_path, task_identity, task_inputs, why_run
+from .identity import Planned, plan, save_state, state_path, task_identity, task_inputs, why, why_run
 from .live_table import live_table
 from .memory import memory_advice
 from .models import BASELINES, is_own, known_model, model_name
@@ -55,13 +56,25 @@ def _run_notebook(s:Settings, t:Task, out:Path)->None:
                                    progress_bar=False, log_output=False, extra_arguments=['--log-level=ERROR'])
 
 # %% ../nbs/40_pipeline.ipynb #bc4909e3
+def _changed(s:Settings, t:Task, inputs:Mapping[str,Any])->str:
+    "What differs now from the inputs of a task, in words; '' if nothing does."
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            seen = load_config(t.parameters.get('config') or None, t.parameters.get('overrides') or (), find_root(s.root) or s.root)
+        flagged = replace(seen.input, with_title=s.input.with_title, with_keywords=s.input.with_keywords)
+        now = task_inputs(replace(seen,input=flagged), t, inputs['members'])
+    except (ValueError,OSError) as e: return str(e)
+    return '' if task_identity(now)==task_identity(inputs) else why(inputs, now)
+
+# %% ../nbs/40_pipeline.ipynb #c2207c78
 def execute_report(
     s:Settings,              # the project
     t:Task,                  # which report, with its parameters
     folder:str|os.PathLike,  # of the experiment
     inputs:Mapping[str,Any], # of `task_inputs`
 )->None:
-    "Execute a report through papermill and write `.ipynb`, `.html` and its state; any error of the notebook is raised."
+    "Execute a report through papermill and write `.ipynb`, `.html` and its state; any error of the notebook is raised, `RuntimeError` if inputs changed meanwhile."
     folder = Path(folder)
     state,out,failed = state_path(folder,t), folder/f'{t.name}.ipynb', folder/f'{t.name}.failed.ipynb'
     state.unlink(missing_ok=True)
@@ -75,7 +88,8 @@ def execute_report(
             strip_execution(tmp)
         failed.unlink(missing_ok=True)
         notebook_to_html(out, out.with_suffix('.html'))
-        save_state(s, t, folder, inputs)
+        save_state(s, t, folder, inputs, changed := _changed(s,t,inputs))
+        if changed: raise RuntimeError(f'{changed} while it ran; the same command runs it again')
     finally: out.with_suffix('.log').unlink(missing_ok=True)
 
 # %% ../nbs/40_pipeline.ipynb #eb2cec18
@@ -146,8 +160,10 @@ def run_tasks(
     try:
         with locked(folder, timeout=0):
             _remove_unfinished(folder)
-            with live_table(tasks) if table else nullcontext(_lines(tasks,say)) as tell:
-                return _run(_Schedule(s, tasks, Grid(folder), force, tell), make_engine(s))
+            try:
+                with live_table(tasks) if table else nullcontext(_lines(tasks,say)) as tell:
+                    return _run(_Schedule(s, tasks, Grid(folder), force, tell), make_engine(s, {task_kind(t) for t in tasks}))
+            finally: _remove_unfinished(folder)
     except Timeout: raise ValueError(f"another process runs the experiment {experiment!r} ({folder}); wait for it, or give this one another name with --experiment") from None
 
 # %% ../nbs/40_pipeline.ipynb #b4ec8253

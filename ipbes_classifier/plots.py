@@ -344,6 +344,14 @@ def effort_curves(
     ax.legend(loc='lower right')
     return fig
 
+# %% ../nbs/26_plots.ipynb #2be4556e
+def _counts_axis(ax)->None:
+    "A logarithmic axis up for counts, 1, 10, 100, with room for a bar of one."
+    from matplotlib.ticker import NullFormatter
+    ax.set_yscale('log')
+    ax.set_ylim(0.6, max(12., ax.get_ylim()[1]))
+    ax.yaxis.set(major_formatter=lambda n,_: f'{n:,g}', minor_formatter=NullFormatter())
+
 # %% ../nbs/26_plots.ipynb #e509efd1
 def _score_panel(ax, y:np.ndarray, s:np.ndarray, color)->None:
     "Histogram of the scores of negatives (grey) and positives of one label."
@@ -351,8 +359,8 @@ def _score_panel(ax, y:np.ndarray, s:np.ndarray, color)->None:
     bins = np.linspace(lo, hi if hi>lo else lo+1, 31)
     ax.hist(s[y==0], bins, color='.8', label='negatives')
     ax.hist(s[y==1], bins, color=color, histtype='step', linewidth=1.6, label='positives')
-    ax.set_yscale('log')
-    ax.set(xlabel='score', ylim=(0.6,None))
+    _counts_axis(ax)
+    ax.set(xlabel='score')
 
 # %% ../nbs/26_plots.ipynb #853f7fe3
 @_style()
@@ -393,8 +401,8 @@ def _reliability_panel(ax, strip, y:np.ndarray, p:np.ndarray, bins:int, color)->
     ax.plot([0,1],[0,1], ':', color='.6', linewidth=1, zorder=0)
     ax.errorbar(b.p, b.share, yerr=[(b.share-b.low).clip(0),(b.high-b.share).clip(0)], color=color, marker='o', markersize=4, elinewidth=0.9)
     strip.bar((b.bin+0.5)/bins, b.n, width=0.9/bins, color=color)
-    strip.set_yscale('log')
-    strip.set(xlabel='predicted probability', ylim=(0.6,None), xlim=(-0.02,1.02), xticks=np.linspace(0,1,6))
+    _counts_axis(strip)
+    strip.set(xlabel='predicted probability', xlim=(-0.02,1.02), xticks=np.linspace(0,1,6))
     ax.set(ylim=(-0.02,1.02), yticks=np.linspace(0,1,6))
     ax.tick_params(labelbottom=False)
 
@@ -494,7 +502,7 @@ def _models_panel(ax, pairs:Mapping[str,tuple[np.ndarray,np.ndarray]], kind:str)
         ax.plot(x, v, **style, drawstyle='steps-post' if kind=='pr' else 'default', label=f'{area:.3f}  {_short(m)}')
     if kind=='pr':
         for share in {float(y.mean()) for m,(y,_) in pairs.items() if not whys[m]}: ax.axhline(share, color='.4', linestyle='--', linewidth=0.8)
-    ax.legend(loc='upper center', bbox_to_anchor=(0.5,-0.17), title={'roc':'AUC','pr':'AP'}[kind], alignment='left', handlelength=2.6)
+    ax.legend(loc='upper center', bbox_to_anchor=(0.5,-0.21), title={'roc':'AUC','pr':'AP'}[kind], alignment='left', handlelength=2.6)
 
 # %% ../nbs/26_plots.ipynb #ce61dc68
 @_style()
@@ -555,7 +563,7 @@ def _calibrations_panel(ax, pairs:Mapping[str,tuple[np.ndarray,np.ndarray]], bin
         ax.plot(b.p, b.share, **style, label=f'{ece:.3f}  {_short(m)}')
         ax.scatter(b.p, b.share, s=16, edgecolor=style['color'], facecolor=['white' if n<few else style['color'] for n in b.n], zorder=3)
     ax.set(xlabel='predicted probability', ylabel='observed share', xlim=(-0.02,1.02), ylim=(-0.02,1.02))
-    ax.legend(loc='upper center', bbox_to_anchor=(0.5,-0.17), title='ECE', alignment='left', handlelength=2.6)
+    ax.legend(loc='upper center', bbox_to_anchor=(0.5,-0.21), title='ECE', alignment='left', handlelength=2.6)
 
 # %% ../nbs/26_plots.ipynb #56338575
 @_style()
@@ -563,13 +571,16 @@ def agreement_plot(
     table:'pd.DataFrame',   # columns a, b, label, kappa, as `compare.agreement` makes it; each pair once
     fig:'Figure|None'=None, # draw here instead of on a new figure
 )->'Figure':                # a panel per label
-    "Cohen's kappa of each pair of models as a heat map; `ValueError` if there is no pair."
+    "Cohen's kappa of each pair of models as a heat map, in rows of at most 15 inches unless one panel is wider; `ValueError` if there is no pair."
     if not len(table): raise ValueError("there is only one model, so that there is no pair to draw")
     models,labels = list(dict.fromkeys([*table['a'],*table['b']])),list(dict.fromkeys(table['label']))
     size = 0.55*len(models)+0.9
-    fig = _figure(fig, 2.2+size*len(labels), 1.7+size)
-    axes = fig.subplots(1, len(labels), squeeze=False)[0]
-    for ax,label in zip(axes,labels): _agreement_panel(ax, table[table['label']==label], models, ax is axes[0])
+    rows = -(-len(labels)//max(1,int(12.8/size)))
+    cols = -(-len(labels)//rows)
+    fig = _figure(fig, 2.2+size*cols, rows*(1.7+size))
+    axes = fig.subplots(rows, cols, squeeze=False).ravel()
+    for ax in axes[len(labels):]: ax.remove()
+    for k,(ax,label) in enumerate(zip(axes,labels)): _agreement_panel(ax, table[table['label']==label], models, k%cols==0)
     return fig
 
 # %% ../nbs/26_plots.ipynb #3b9c48e8
@@ -599,7 +610,6 @@ def cost_plot(
     "A measure over what it costs; rows without one of them are left out. `KeyError` names a missing column."
     if missing := [c for c in ('model',cost,measure) if c not in table]:
         raise KeyError(f"the table has no column {missing[0]!r}; its columns are {list(table.columns)}")
-    from matplotlib.ticker import LogLocator, NullFormatter
     fig = _figure(fig, 8, 3.8)
     ax = fig.subplots()
     rows = table[table[measure].notna()&(table[cost]>0)].sort_values([cost,measure])
@@ -607,9 +617,20 @@ def cost_plot(
         _say(ax, f'{cost} is known of no model')
         return fig
     _cost_dots(ax, rows, cost, measure)
-    ax.set(xscale='log', xlabel=cost.replace('_',' '), ylabel=measure)
-    ax.xaxis.set(major_locator=LogLocator(subs=(1,2,5)), major_formatter=lambda x,_: f'{x:,g}', minor_formatter=NullFormatter())
+    ax.set(xlabel=cost.replace('_',' '), ylabel=measure)
+    _cost_axis(ax, rows[cost].min(), rows[cost].max())
     return fig
+
+# %% ../nbs/26_plots.ipynb #99085195
+def _cost_axis(ax, low:float, high:float)->None:
+    "A logarithmic axis along, from a round number below all costs to one above, so that both ends can be read."
+    from matplotlib.ticker import FixedLocator, NullFormatter
+    decades = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high)))+1)
+    ticks = [float(f'{d}e{k}') for k in decades for d in ((1,2,5) if len(decades)<5 else (1,))]
+    first,last = max(t for t in ticks if t<=low),min(t for t in ticks if t>=high)
+    ticks = [t for t in ticks if first<=t<=last]
+    ax.set(xscale='log', xlim=(ticks[0]*0.9,ticks[-1]*1.1))
+    ax.xaxis.set(major_locator=FixedLocator(ticks), minor_formatter=NullFormatter(), major_formatter=lambda x,_: f'{x:,g}')
 
 # %% ../nbs/26_plots.ipynb #2c426ad1
 def _cost_dots(ax, rows:'pd.DataFrame', cost:str, measure:str)->None:

@@ -69,7 +69,7 @@ class Ranking:
     test:str                # Friedman, Wilcoxon, or '' where none was possible
     statistic:float         # chi-squared, or the smaller sum of signed ranks; NaN without a test
     p:float                 # that all models are alike; NaN without a test
-    pairs:pd.DataFrame      # models x models, p of each pair (Nemenyi; for two models, Wilcoxon)
+    pairs:pd.DataFrame      # models x models, p of each pair (Nemenyi, at least Friedman's; for two models, Wilcoxon)
     cd:float                # critical difference in ranks; NaN for fewer than three models
     alpha:float
     notes:tuple[str,...]    # what a reader should know, in sentences
@@ -80,7 +80,7 @@ def _notes(n_models:int, n_blocks:int, alpha:float)->tuple[str,...]:
     need = blocks_needed(n_models,alpha)
     notes = ["Folds and labels of one data set are no independent blocks: training sets overlap, and labels share papers; runs split the same papers again. "
              "So p-values are too small, and say less about another data set than about this one."]
-    if n_blocks<need: notes.append(f"{n_blocks} blocks are too few: with {n_models} models, not even the same order in each block could be significant at {alpha:g}; {need} would be needed.")
+    if n_blocks<need: notes.append(f"{n_blocks} blocks are too few: with {n_models} models, not even the same order in each block could tell the first from the last at {alpha:g}; {need} would be needed.")
     elif n_models>2 and n_blocks<=10: notes.append(f"With {n_blocks} blocks, the chi-squared distribution of Friedman's statistic is an approximation (good above 10).")
     return tuple(notes)
 
@@ -91,6 +91,7 @@ def rank_models(
 )->Ranking:
     """Average ranks; Friedman's and Nemenyi's tests for three models or more, Wilcoxon's signed-rank test for two.
 
+    A pair differs only where the models as a whole do: its p is that of Nemenyi's test, or Friedman's if that is larger.
     Demšar (2006), JMLR 7; García and Herrera (2008), JMLR 9. Blocks are taken as independent, which those of one data set are not: `notes` says so.
     `ValueError` for no model or no block.
     """
@@ -100,7 +101,7 @@ def rank_models(
     pairs = pd.DataFrame(np.eye(k), models, models)
     if k<2 or n<2: return Ranking(average_ranks(values), n, '', np.nan, np.nan, pairs.where(pairs==1), np.nan, alpha, _notes(k,n,alpha) if k>1 else ("There is only one model.",))
     name,statistic,p = _overall(values)
-    pairs = _nemenyi(values) if k>2 else pairs.mask(pairs==0,p)
+    pairs = _nemenyi(values).clip(lower=p) if k>2 else pairs.mask(pairs==0,p)
     return Ranking(average_ranks(values), n, name, statistic, p, pairs, critical_difference(k,n,alpha) if k>2 else np.nan, alpha, _notes(k,n,alpha))
 
 # %% ../nbs/25a_ranks.ipynb #91420943
@@ -128,4 +129,5 @@ def ranking_sentence(
     if not r.test: return f"{k} model{'s'*(k!=1)} in {r.n_blocks} block{'s'*(r.n_blocks!=1)}: no test is possible."
     what = f'Friedman: χ² = {r.statistic:.2f} with {k-1} degrees of freedom' if r.test=='Friedman' else f'Wilcoxon signed ranks: W = {r.statistic:g}'
     apart = [f'{a} from {b}' for a,b in combinations(r.ranks.index,2) if r.pairs.loc[a,b]<r.alpha]
-    return f"{k} models in {r.n_blocks} blocks. {what}, p = {r.p:.2g}. Told apart at {r.alpha:g}: {'; '.join(apart) or 'no pair'}."
+    found = f"told apart are {'; '.join(apart)}" if apart else 'no pair can be told apart' if r.p<r.alpha else 'no difference between models is shown'
+    return f"{k} models in {r.n_blocks} blocks. {what}, p = {r.p:.3g}. At {r.alpha:g}, {found}."

@@ -97,7 +97,7 @@ def trials_plot(
     _points(axes[0], v, v['trial'].to_numpy(float), best)
     if plan.warm: axes[0].axvspan(len(plan.first)-len(plan.warm)+0.5, len(plan.first)+0.5, color='.93', zorder=0, label='from other searches')
     if len(failed): axes[0].plot(failed, np.full(len(failed),0.03), 'x', color='.3', transform=axes[0].get_xaxis_transform(), label='failed')
-    axes[1].step([0,*spent/length], [math.nan,*so_far], where='post', color='.5')
+    axes[1].step([0,*spent/length], [math.nan,*so_far], where='post', color='.5', marker='.', markersize=5)
     axes[0].set(ylabel=found.plan.metric, xlabel='trial')
     axes[0].xaxis.set_major_locator(MaxNLocator('auto',integer=True))
     axes[1].set(xlabel=f'{unit} in trials, one after another', xlim=(0,None))

@@ -138,7 +138,7 @@ def notebook(path:Path, here:str, site:Path, root:Path)->str:
     nb,parts,module = nbformat.read(path, as_version=4),[],None
     for c in (c for c in nb.cells if shown(c)):
         if c.cell_type=='markdown':
-            if c.source.strip()!='## Export -': parts.append(relink(c.source, here, root))
+            if text := c.source.rstrip().removesuffix('## Export -').rstrip(): parts.append(relink(text, here, root))
             continue
         flags = [l for l in c.source.splitlines() if l.startswith('#|')]
         code = '\n'.join(l for l in c.source.splitlines() if not l.startswith('#|')).strip()

@@ -204,6 +204,7 @@ def test_pages_show_outputs_and_hide_directives(site):
     assert '<th>cluster</th>' in html and 'folds.py' in html and '../reference/folds.html' in html
     assert '#| ' not in re.sub(r'<[^>]+>','',html) and 'nbdev_export()' not in html
     assert list((site/'pages/13_folds').glob('*.png'))
+    assert not [p.name for p in site.glob('pages/*.html') if 'Export -' in p.read_text(encoding='utf-8')], 'a heading with nothing below'
     assert '<math' in (site/'pages/20a_thresholds.html').read_text(encoding='utf-8')
 
 

@@ -46,12 +46,31 @@ def test_figures_of_a_search_are_those_of_its_epochs(search_benchmark):
     assert search_benchmark.figures(epochs, 3.21, 'value')==dict(epochs=3, seconds=3.2, best=.5, best_trial=1, best_epoch=2)
 
 
-@pytest.mark.parametrize('name', ['search','grid'])
+@pytest.mark.parametrize('name', ['search','grid','training'])
 def test_committed_figures_are_of_full_size(root, name):
     "A quick run must not stand where figures of full size are quoted from."
     path = root/f'benchmarks/results/{name}.json'
     if not path.exists(): pytest.skip(f'{path.name} was not made yet')
     q = json.loads(path.read_text())
     assert not q['quick'] and f'benchmarks/{name}.py' in q['command'] and '--quick' not in q['command']
-    if name=='search': assert q['max_difference']==0 and q['epochs_compared']==q['asha']['epochs']<q['to_the_end']['epochs']
+    if name=='training': assert q['ours']['peak_mb']>0 and q['n']>=700
+    elif name=='search': assert q['max_difference']==0 and q['epochs_compared']==q['asha']['epochs']<q['to_the_end']['epochs']
     else: assert all(q['seconds'][way][x]>0 for way in q['seconds'] for x in ('cold','all'))
+
+
+def test_costs_in_readme_are_those_of_the_benchmarks(root):
+    "Of searching, training and reports."
+    readme = (root/'README.md').read_text()
+    search,training,grid = (json.loads((root/f'benchmarks/results/{n}.json').read_text()) for n in ('search','training','grid'))
+    a,b,c = search['asha'],search['to_the_end'],search['early_stopping_alone']
+    assert a['best']==b['best']==c['best']
+    assert f"{a['epochs']} of {b['epochs']} epochs, {search['share_of_seconds']:.2f} of the seconds, equal best dev AP (macro {a['best']:.3f})" in readme
+    assert f"{a['epochs']} of {c['epochs']} epochs, {search['share_of_seconds_of_early_stopping']:.2f} of the seconds" in readme
+    shares = [f'{100*p:.1f}' for p in search['prevalence_dev'].values()]
+    assert f"{search['n_train']} real records to train on, dev n {search['n_dev']}, prevalence {', '.join(shares[:-1])} and {shares[-1]} %" in readme
+    r,ours,plain = training['ours_to_plain'],training['ours'],training['plain']
+    assert f"{r['samples_per_second']:.1f} times the records a second ({r['samples_per_cpu_second']:.1f} times a processor second), {r['peak_mb']:.2f} of the memory; dev AP {ours['dev_AP_weighted']:.3f} and {plain['dev_AP_weighted']:.3f}" in readme
+    n = list(training['dev_positives'].values())
+    assert f"{training['n']} real records of up to {training['max_length']} tokens, {training['epochs']} epochs; dev n {training['n_dev']} with {n[0]}, {n[1]} and {n[2]} positives" in readme
+    assert f"{grid['overhead']['here']['per_run']:.1f} s more a run for its report, {grid['overhead']['ray']['per_run']:.1f} s on Ray" in readme
+    assert f"{grid['runs']} runs of two baselines on the synthetic sample, n {grid['n']:,}" in readme

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from ipbes_classifier.best_settings import Best, read_best, write_best
-from ipbes_classifier.config import load_config, project_path
+from ipbes_classifier.config import label_names, load_config, project_path
 from ipbes_classifier.pipeline import run_grid
 from ipbes_classifier.project import sample_project
 from ipbes_classifier.results import add_result, read_results
@@ -152,6 +152,12 @@ def test_a_killed_driver_leaves_no_kernel_and_the_same_command_completes(project
     assert gone(kernels)
 
 
+def test_a_grid_whose_last_report_no_machine_can_hold_runs_none(project):
+    with pytest.raises(ValueError, match='grid.compare: no machine has'): grid(project, more=['grid.compare.memory_gb=1000000'])
+    assert not (project/'papermill_runs/main').exists() or not list((project/'papermill_runs/main').glob('*.ipynb'))
+    assert not ray.is_initialized()
+
+
 def _write(job):
     root,fold = job
     add_result(root/'results/metrics/results.csv', dict(model_name='m', loss_type='BCE', fold=fold, run=0, with_title=True, with_keywords=False, AP_macro=fold/100), ['a'])
@@ -163,3 +169,13 @@ def test_shared_files_are_whole_after_writers_at_the_same_time(tmp_path):
     table = read_results(tmp_path/'results/metrics/results.csv')
     assert table.fold.tolist()==list(range(30)) and table.AP_macro.tolist()==[k/100 for k in range(30)]
     assert [read_best(tmp_path/'configs/best_hpo.yaml','m','BCE',k,0,[]).settings['baseline']['C'] for k in range(30)]==[k+1. for k in range(30)]
+
+
+@pytest.mark.long
+def test_searches_and_trainings_of_an_encoder_and_a_baseline_share_one_ray(project):
+    more = ['input.max_length=16','models.minilm.num_train_epochs=1','hpo.n_trials=2']
+    found,_ = grid(project, ['tfidf-logreg','minilm'], more=more, search=True)
+    assert not found.failed and [n.split('__')[0] for n in found.done]==['hpo','hpo','train','train','ensemble','compare']
+    assert read_best(project/'configs/best_hpo.yaml','minilm','BCE',0,0,label_names(settings(project))).n_trials==2
+    again,_ = grid(project, ['tfidf-logreg','minilm'], more=more, search=True)
+    assert (again.done,again.skipped,again.failed)==([],found.done,{}) and not ray.is_initialized()

@@ -407,3 +407,16 @@ def test_a_poor_trial_of_an_encoder_is_stopped_early(small):
     assert found.best.value==t.value.max()>stopped.value.max()
     assert (found.epochs.groupby('trial').size()==t.set_index('trial').epochs).all()
     assert not list(found.folder.rglob('*.safetensors')), 'trials keep no weights'
+
+
+def test_the_report_says_first_what_was_found_and_what_the_time_budget_left(root, tmp_path):
+    import papermill
+    from ipbes_classifier.report_html import notebook_to_html
+    parameters = dict(root='', model='tfidf-logreg', fold=1, n_trials=400, overrides=['hpo.time_budget=8s'])
+    papermill.execute_notebook(str(root/'nbs/reports/hpo.ipynb'), str(tmp_path/'r.ipynb'), parameters=parameters, cwd=project(tmp_path/'p').root, kernel_name='python3', progress_bar=False, log_output=False)
+    html = notebook_to_html(tmp_path/'r.ipynb').read_text(encoding='utf-8')
+    text = re.sub(r'<[^>]+>', '', html)
+    ended,left = map(int, re.search(r'Of (\d+) trials, .*The time budget of 8s was over before (\d+) of 400 trials had ended', text).groups())
+    assert ended>0 and ended+left==400 and f'The best of {ended} trials' in text
+    at = [re.search(p, html).start() for p in ('<h2[^>]*>What it found','<h2[^>]*>What it ran with','<summary>Parameters')]
+    assert at==sorted(at), 'what was found stands first, parameters last'

@@ -575,8 +575,12 @@ def command(s, out, **kw):
 
 
 def wait_for(condition, seconds:float=30):
+    "Wait until it holds; a file that goes while it is looked at is a no."
+    def holds():
+        try: return condition()
+        except FileNotFoundError: return False
     end = time.monotonic()+seconds
-    while not condition():
+    while not holds():
         assert time.monotonic()<end
         time.sleep(0.02)
 
