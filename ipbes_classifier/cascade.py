@@ -114,6 +114,7 @@ def find_cut(
 def _linear(x:'csr_matrix', weights:np.ndarray, bias:float, idf:np.ndarray)->np.ndarray:
     "(n,) estimated margins of hashed words, float32; arguments as `fit_words` returns them."
     from sklearn.preprocessing import normalize
+    if not x.shape[0]: return np.empty(0,dtype=np.float32)
     x = x.copy()
     x.data *= idf[x.indices]
     return (normalize(x,copy=False)@weights+np.float32(bias)).astype(np.float32)
