@@ -560,7 +560,7 @@ def cascade(
     n_train:Annotated[int, typer.Option('--n-train', min=0, help='Most train records that the model scores for it; 0: all')]=0,
     test:Annotated[bool, typer.Option('--test', help='Measure the loss on the test records too')]=False,
 )->None:
-    "Fit a linear first pass for a model, so that `ipbes screen` need not read every paper with it; the loss is bounded on dev."
+    "Fit a linear first pass for a model, so that `ipbes screen` need not read every paper with it; the loss is bounded on dev and on records without labels."
     from ipbes_classifier.cascade import make_cascade, measure_on_test
     folder,made,screener = make_cascade(model, unlabelled, share, confidence, n_train)
     typer.echo(f'{made.cut}\n{folder}')
