@@ -16,6 +16,7 @@ import numpy as np
 from .config import Settings, label_names, project_path
 from .extensions import is_reference
 from .files import file_hash
+from .metrics import average_precision
 
 if TYPE_CHECKING:
     from ipbes_classifier.train import Trained
@@ -58,11 +59,22 @@ def _number(x:float, form:str='.3f')->str:
 
 # %% ../nbs/20f_card.ipynb #8f3618bf
 def _measures(t:'Trained')->str:
-    "A row per label: what it stands for, its threshold, and how good the model is on test."
-    what,m = {l.name:l.description for l in t.settings.labels},t.measures
-    rows = [[l, what[l], f'{t.thresholds[l]:.4f}', *(_number(m[f'{k}_{l}']) for k in ('AP','precision','recall','f1','read95')),
+    "A row per label: what it stands for, its thresholds, and how good the model is on test."
+    what,m,titles = {l.name:l.description for l in t.settings.labels},t.measures,t.titles.thresholds if t.titles else {}
+    rows = [[l, what[l], f'{t.thresholds[l]:.4f}', *([_number(titles.get(l,math.nan),'.4f')] if titles else []), *(_number(m[f'{k}_{l}']) for k in ('AP','precision','recall','f1','read95')),
              int(t.test.y[:,j].sum()), f"{100*m[f'prevalence_{l}']:.2f} %"] for j,l in enumerate(label_names(t.settings))]
-    return _table(['label','stands for','threshold','AP','precision','recall','F1','to read for 95 % recall','relevant','prevalence'], rows)
+    return _table(['label','stands for','threshold',*['without abstract']*bool(titles),'AP','precision','recall','F1','to read for 95 % recall','relevant','prevalence'], rows)
+
+# %% ../nbs/20f_card.ipynb #cdaabffd
+def _on_titles(t:'Trained')->str:
+    "How papers without an abstract are decided, and how well their titles told on dev."
+    if t.titles is None: return 'It reads nothing but abstracts: papers without one get no score.'
+    told = f'{t.titles.told[:1].upper()}{t.titles.told[1:]}.' if t.titles.told else ''
+    if not t.titles.thresholds or t.titles.dev is None: return told
+    def ap(x:Any, j:int)->str: return _number(average_precision(x.y[:,j],x.scores[:,j]))
+    on_dev = ', '.join(f'{ap(t.titles.dev,j)} for {l} ({ap(t.dev,j)} with abstracts)' for j,l in enumerate(label_names(t.settings)) if l in t.titles.thresholds)
+    return ('Papers without an abstract are decided by thresholds and calibration of their own (`thresholds_title.json`, `calibration_title.json`), fitted on dev with its abstracts taken '
+            f'away. AP there: {on_dev}. {told}').strip()
 
 # %% ../nbs/20f_card.ipynb #35d36938
 def _negatives(n:int)->str:
@@ -120,7 +132,7 @@ def model_card(
         f"Multi-label classifier of publications for {', '.join(label_names(s))}. It reads {fields} ({s.input.encoding}, at most {s.input.max_length} tokens) and gives each label "
         f'a score between 0 and 1. {_made_from(t)} {authors}{licence}',
         '## Intended use', INTENDED, '```python\nfrom ipbes_classifier.screen import Screener\nScreener.load("this/folder").score([dict(title="...", abstract="...")])\n```',
-        '## How good it is', _measures(t), MEASURED.format(n=len(t.test.y)), '## Data', f'{_origin(s)} Data set: sha256 {data_hash[:12]}.', _data(t), SPLIT, '## Training', _learnt(t),
+        '## How good it is', _measures(t), MEASURED.format(n=len(t.test.y)), _on_titles(t), '## Data', f'{_origin(s)} Data set: sha256 {data_hash[:12]}.', _data(t), SPLIT, '## Training', _learnt(t),
         '## Limits', LIMITS])+'\n'
 
 # %% ../nbs/20f_card.ipynb #022a5cf3

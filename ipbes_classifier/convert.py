@@ -12,10 +12,11 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pandas as pd
 import yaml
 
 from .config import Input, Label, Settings, _check_labels, _is_known, _plain, _read_yaml, find_root, label_names, load_config, project_path
@@ -23,10 +24,11 @@ from .files import atomic_dir, read_json, write_text
 from .folds import read_fold
 from .metrics import Predictions, read_predictions
 from .provenance import write_provenance
+from .records import clean_records, to_records
 from .renamed import ENVIRONMENTS, OldSetting, rename_keys
 from .results import read_results, write_decisions
 from .thresholds import Calibration, fit_calibration, fit_thresholds
-from .train import read_dataset
+from .train import Titles, decide_titles, read_dataset
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -156,13 +158,28 @@ def _name_and_loss(folder:Path)->tuple[str,str]:
     return (m['model'],m['loss']) if m else (folder.name,'BCE')
 
 # %% ../nbs/28_convert.ipynb #508d9adc
-def _card(name:str, loss:str, labels:Sequence[str], recipe:Input, thresholds:dict[str,float], told:str, base:str, licence:str)->str:
+def _titles(s:Settings, encoder:Any, dev:Path, thresholds:dict[str,float], calibrations:dict[str,Calibration])->Titles|None:
+    "Decisions on records without abstract, from the titles in a file of dev predictions; None if it has none."
+    p = read_predictions(dev)
+    if 'title' not in p.frame: return None
+    records = clean_records(to_records(pd.DataFrame(dict(title=p.frame['title'],abstract='')))).assign(**{l:p.y[:,j] for j,l in enumerate(p.labels)})
+    s = replace(s, labels=[Label(l) for l in p.labels], input=encoder.recipe)
+    return decide_titles(s, records, encoder.scores(records), thresholds, calibrations)
+
+def _on_titles(titles:Titles|None)->str:
+    "How papers without an abstract are decided."
+    if titles is None: return 'Papers without an abstract are decided by the same: how titles alone score is not known.'
+    return f'Those for papers without an abstract are fitted on the titles of the same file{f"; {titles.told}" if titles.told else ""}.'
+
+# %% ../nbs/28_convert.ipynb #64a39a38
+def _card(name:str, loss:str, labels:Sequence[str], recipe:Input, thresholds:dict[str,float], titles:Titles|None, told:str, base:str, licence:str)->str:
     "README.md of a converted checkpoint."
     fields = ' and '.join(['title']*recipe.with_title+['keywords']*recipe.with_keywords+['abstract'])
     return '\n'.join(['---',f'license: {licence}','library_name: transformers','pipeline_tag: text-classification','---','',f'# {name}, converted from IPBES-Classifier','',
         f'Multi-label classifier of publications, fine-tuned elsewhere{f" from {base}" if base else ""} with the loss {loss}. It reads {fields} as '
         f'{"a pair" if recipe.encoding=="pair" else "one text"} of at most {recipe.max_length} tokens.','',
-        '| label | threshold |','|---|---|',*[f'| {l} | {thresholds[l]:.4f} |' for l in labels],'',f'Thresholds: {told}. The labels are named in the order of the outputs.','',
+        '| label | threshold | without abstract |','|---|---|---|',*[f"| {l} | {thresholds[l]:.4f} | {titles.thresholds[l] if titles and l in titles.thresholds else thresholds[l]:.4f} |" for l in labels],'',
+        f'Thresholds: {told}. {_on_titles(titles)} The labels are named in the order of the outputs.','',
         'Not known: the papers it was trained on, and how well it does on others. The folds that IPBES-Classifier published overlap, so that most test papers were '
         'in training; figures measured on them are too high. Measure it on papers that it cannot have seen before relying on it.',''])
 
@@ -186,10 +203,12 @@ def convert_checkpoint(
     thresholds,calibrations,told = _decisions(s, names, Path(dev) if dev else None, Path(predictions) if predictions else None)
     encoder = _encoder(folder, names, with_title)
     base = str(read_json(folder/'config.json',[]).get('_name_or_path') or '')
+    titles = _titles(s, encoder, Path(dev), thresholds, calibrations) if dev and with_title else None
     with _kept(folder, not out) as keep, atomic_dir(target) as tmp:
         encoder.save(tmp)
         write_decisions(tmp, thresholds, calibrations)
-        write_text(tmp/'README.md', _card(encoder.name, encoder.loss, names, encoder.recipe, thresholds, told, base if base.count('/')==1 and base[0] not in './' else '', s.card.licence))
+        if titles and titles.thresholds: write_decisions(tmp, titles.thresholds, titles.calibrations, of='title')
+        write_text(tmp/'README.md', _card(encoder.name, encoder.loss, names, encoder.recipe, thresholds, titles, told, base if base.count('/')==1 and base[0] not in './' else '', s.card.licence))
         write_provenance(tmp, s, [p for p in sorted(folder.iterdir()) if p.suffix in ('.bin','.safetensors')], converted_from=folder.name)
         keep()
     return target,told

@@ -23,7 +23,8 @@ from .extensions import code_hashes, short_name, use_modules
 from .models import BASELINES, Model, is_own, known_model, load_model, loss_of, model_name, model_version
 from .provenance import timed
 from .results import Run, checkpoint_path, predictions_path
-from .train import Trained, decide, make_split, read_dataset, save_trained
+from .thresholds import Calibration
+from .train import Split, Titles, Trained, decide, decide_titles, make_split, read_dataset, save_trained, without_abstracts
 
 # %% ../nbs/24_ensemble.ipynb #87de8692
 @dataclass
@@ -220,6 +221,24 @@ def _read_members(s:Settings, runs:dict[str,Run])->dict[str,dict[str,Predictions
     return parts
 
 # %% ../nbs/24_ensemble.ipynb #6b74ffe0
+def _title_scores(s:Settings, runs:dict[str,Run])->dict[str,Predictions]|str:
+    "What the members say of dev with its abstracts taken away, or why that is not known."
+    lacking = [m for m,r in runs.items() if 'dev_title' not in read_json(checkpoint_path(s,r)/'predictions.json')]
+    if lacking: return f"without an abstract, all is decided as with one: {' and '.join(lacking)} did not score the titles of dev; `ipbes train` does now"
+    return {m:_read_member(s,r,'dev_title') for m,r in runs.items()}
+
+# %% ../nbs/24_ensemble.ipynb #4ab36926
+def _decide_titles(s:Settings, runs:dict[str,Run], combination:Combination, dev:Split, thresholds:dict[str,float], calibrations:dict[str,Calibration])->Titles|None:
+    "The decisions on records without abstract, by the combination that was fitted on whole ones."
+    titles = without_abstracts(s, dev.records)
+    if titles is None: return None
+    found = _title_scores(s, runs)
+    if isinstance(found,str): return Titles({}, {}, found)
+    check_members(found)
+    _check_rows(dict(dev_title=found), titles, dict(dev_title=np.arange(len(titles))))
+    return decide_titles(s, titles, combination([p.scores for p in found.values()]), thresholds, calibrations)
+
+# %% ../nbs/24_ensemble.ipynb #6c8005ef
 def ensemble(
     models:Sequence[str]=(),             # members; default: as configured
     fold:int=0,                          # which fold
@@ -257,10 +276,11 @@ def ensemble(
     test = make_split(data.iloc[rows.test], test_scores, labels, thresholds, calibrations)
     members = {m:checkpoint_path(s,mr) for m,mr in runs.items()}
     model = EnsembleModel(labels, s.input, r.loss, members, {m:model_version(p) for m,p in members.items()}, combination, runs=runs)
-    measures = evaluate(test.y, test.scores, test.preds, labels, test.probs)
+    measures,titles = evaluate(test.y, test.scores, test.preds, labels, test.probs),_decide_titles(s, runs, combination, dev, thresholds, calibrations)
     done = Trained(s, r, model, rows, data, data.iloc[rows.train], [], thresholds, calibrations, dev, test, measures, {}, took['seconds'],
-                   code=code_hashes(*use_modules(s.modules,s.root)))
-    return save_trained(done, took, [predictions_path(s,mr,k) for mr in runs.values() for k in ('dev','test')])
+                   code=code_hashes(*use_modules(s.modules,s.root)), titles=titles)
+    read = ('dev','test',*['dev_title']*bool(titles and titles.dev))
+    return save_trained(done, took, [predictions_path(s,mr,k) for mr in runs.values() for k in read])
 
 # %% ../nbs/24_ensemble.ipynb #0156b942
 def _check_rows(parts:dict[str,dict[str,Predictions]], data:pd.DataFrame, rows:dict[str,np.ndarray])->None:

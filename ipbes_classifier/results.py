@@ -57,10 +57,11 @@ def checkpoint_path(
 def predictions_path(
     s:Settings,        # where results go
     r:Run,             # which
-    split:str='test',  # test or dev
+    split:str='test',  # test, dev, or dev_title: dev with its abstracts taken away
 )->Path:               # absolute
     "The prediction file of a run on one split."
-    return project_path(s, s.paths.dev_preds_dir if split=='dev' else s.paths.test_preds_dir)/'bert'/r.predictions
+    folder = project_path(s, s.paths.test_preds_dir if split=='test' else s.paths.dev_preds_dir)
+    return (folder.with_name(f'{folder.name}_title') if split=='dev_title' else folder)/'bert'/r.predictions
 
 # %% ../nbs/20b_results.ipynb #b5b50c3d
 def results_path(

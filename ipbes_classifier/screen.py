@@ -54,11 +54,13 @@ class Screener:
         thresholds:list[dict[str,float]],                # of each model
         calibrations:list[dict[str,Calibration]],        # of each model
         version:str,                                     # stands in each row of the output
-        titles:list[tuple[dict[str,float],dict[str,Calibration]]]|None=None, # the same of each model for records without abstract; empty: those above
+        titles:list[tuple[dict[str,float],dict[str,Calibration]]]|None=None, # the same of each model for records without abstract; what a label lacks is taken from those above
     ):
         self.models,self.thresholds,self.calibrations,self.version = models,thresholds,calibrations,version
-        self.titles = [(t or thresholds[i],c if t else calibrations[i]) for i,(t,c) in enumerate(titles or [({},{})]*len(models))]
         self.labels = models[0].labels
+        titles = titles or [({},{})]*len(models)
+        self.titles = [(thresholds[i]|t,calibrations[i]|c if calibrations[i] else {}) for i,(t,c) in enumerate(titles)]
+        self.by_title = [l for l in self.labels if all(l in t for t,_ in titles)] # labels that have thresholds for records without abstract
         if other := [m.labels for m in models if m.labels!=self.labels]:
             raise ValueError(f"the models have different labels: {', '.join(self.labels)} and {', '.join(other[0])}")
 
@@ -71,7 +73,7 @@ class Screener:
         decisions = [read_decisions(f,m.labels) for f,m in zip(found,models)]
         for f,(t,_) in zip(found,decisions):
             if not t: raise ValueError(f"{f} has no thresholds.json: it was not trained by `ipbes train`, or is incomplete")
-        titles = [read_decisions(f,m.labels,of='title') for f,m in zip(found,models)]
+        titles = [read_decisions(f,of='title') for f in found]
         return cls(models, [t for t,_ in decisions], [c for _,c in decisions], ' + '.join(map(model_version,found)), titles)
 
     def score(self, x:pd.DataFrame|Sequence[Mapping]|Mapping|str)->pd.DataFrame:
@@ -141,7 +143,7 @@ def predict(
         batches = _scored(path, screener, batch_size, notes, bar.update, keep_all=out.suffix in _REFERENCES)
         if out.suffix in _REFERENCES: write_records((_with_scores(r,t) for r,t in batches), out, drop=_score_notes(screener.labels))
         else: _write_tables((t for _,t in batches), out)
-    if say and (words := _lacking(notes,notes.total())): say(words)
+    if say and (words := _lacking(notes,notes.total(),screener)): say(words)
     return out
 
 # %% ../nbs/30_screen.ipynb #dc8551a7
@@ -167,10 +169,19 @@ def _score_notes(labels:Sequence[str])->list[str]:
     return [*(f'{l}_{what}' for l in labels for what in ('score','pred','probability')),'screen_note','screen_model']
 
 # %% ../nbs/30_screen.ipynb #73d54745
-def _lacking(notes:Counter[str], n:int)->str:
-    "How many of `n` records lack text, '' if none does."
-    parts = [f'{notes[NO_TEXT]} without any text, left unscored']*bool(notes[NO_TEXT])+[f'{notes[NO_ABSTRACT]} without an abstract, scored by the rest']*bool(notes[NO_ABSTRACT])
+def _lacking(notes:Counter[str], n:int, screener:Screener)->str:
+    "How many of `n` records lack text, and what was done with them; '' if none does."
+    parts = [f'{notes[NO_TEXT]} without any text, left unscored']*bool(notes[NO_TEXT])
+    parts += [f'{notes[NO_ABSTRACT]} without an abstract, scored by the rest and decided by {_by_what(screener)}']*bool(notes[NO_ABSTRACT])
     return f"of {n} records, {' and '.join(parts)}: see the column `note`, in references the note `screen_note`" if parts else ''
+
+# %% ../nbs/30_screen.ipynb #f9d8ebaa
+def _by_what(screener:Screener)->str:
+    "Whose thresholds records without abstract are decided by."
+    whole = [l for l in screener.labels if l not in screener.by_title]
+    if not whole: return 'thresholds for titles'
+    if not screener.by_title: return 'thresholds of whole records, as there are none for titles'
+    return f"thresholds for titles, but for {', '.join(whole)}, which has too few of them"
 
 # %% ../nbs/30_screen.ipynb #6348d606
 def _numbered(records:pd.DataFrame, start:int)->pd.DataFrame:

@@ -80,7 +80,7 @@ def _fit(z, t, slopes)->tuple[float,float]:
     return minimize(loss,start,jac=True,method='L-BFGS-B',bounds=[slopes,(None,None)],options=dict(ftol=1e-15,gtol=1e-9,maxiter=500)).x
 
 # %% ../nbs/20a_thresholds.ipynb #949d5b9c
-_FEW = 5
+FEW = 5  # documents of a kind; fewer tell no slope
 
 # %% ../nbs/20a_thresholds.ipynb #5838801c
 def fit_sigmoid(
@@ -98,7 +98,7 @@ def fit_sigmoid(
     if scale=='auto': scale = _scale_of(s)
     x = _on_scale(s,scale)
     mean,sd = float(x.mean()),float(x.std()) or 1.
-    few = min(y.sum(),len(y)-y.sum())<_FEW
+    few = min(y.sum(),len(y)-y.sum())<FEW
     kept = (sd if scale=='logit' else 0.) if few else None
     a,b = _fit((x-mean)/sd, _targets(y), (kept,kept) if few else (0,None))
     return Calibration(float(a/sd), float(b-a*mean/sd), scale)
