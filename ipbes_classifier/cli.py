@@ -6,8 +6,8 @@
 __all__ = ['app', 'Overrides', 'ConfigFile', 'Model', 'Models', 'Fold', 'Folds', 'Run', 'Runs', 'Loss', 'Losses', 'WithTitle',
            'WithKeywords', 'BestMetric', 'HpConfig', 'Experiment', 'Force', 'fetch', 'init', 'assess', 'fetch_zotero',
            'fetch_openalex', 'fetch_published', 'fill', 'preprocess', 'folds', 'train', 'ensemble', 'hpo', 'run',
-           'compare', 'demo', 'metrics', 'predict', 'cascade', 'screen', 'records', 'push', 'convert', 'config', 'info',
-           'main']
+           'compare', 'demo', 'metrics', 'predict', 'cascade', 'screen', 'explain', 'records', 'push', 'convert',
+           'config', 'info', 'main']
 
 # %% ../nbs/90_cli.ipynb #a060365b
 import os
@@ -597,6 +597,20 @@ def screen(
     for line in str(found).splitlines(): typer.echo(line, err=line.startswith('could not be read'))
     typer.echo(out)
     if found.bad: raise typer.Exit(4)
+
+# %% ../nbs/90_cli.ipynb #84d6bf88
+@app.command()
+def explain(
+    file:Annotated[Path, typer.Argument(metavar='INPUT', help='Records in any format that is read, such as a list of `ipbes lists`')],
+    model:Annotated[list[Path], typer.Option('--model','-m','--checkpoint', help='A checkpoint folder, or owner/name[@revision] on the Hugging Face hub; several: their mean')],
+    out:Annotated[Path, typer.Option('--output','-o', help='.html')],
+    label:Annotated[list[str]|None, typer.Option('--label', help='One of the labels; several: repeat; default: all')]=None,
+    first:Annotated[int, typer.Option('--first', min=1, help='Records, from the top')]=20,
+    method:Annotated[str, typer.Option('--method', help='exact (linear models), occlusion or gradients (encoders); auto: exact where it can be, else occlusion')]='auto',
+)->None:
+    "Show which words moved the scores of a file's first records, as a page: `ipbes explain new.ris -m MODEL -o why.html --first 5`."
+    from ipbes_classifier.explain import explain_file
+    typer.echo(f'{explain_file(file, model, out, label, first, method)} records explained: {out}')
 
 # %% ../nbs/90_cli.ipynb #6a2594b6
 @app.command()
