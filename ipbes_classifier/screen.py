@@ -47,6 +47,24 @@ def _row(i:int, r:object)->Mapping:
 NO_TEXT,NO_ABSTRACT = 'no text','no abstract'  # notes in the output
 
 # %% ../nbs/30_screen.ipynb #012c3a65
+def _notes(models:Sequence[Model], records:pd.DataFrame)->np.ndarray:
+    "(n,) what a person should know of each record's text, '' if it is complete."
+    fields = ['abstract',*(f for f in ('title','keywords') if any(getattr(m.recipe,f'with_{f}') for m in models))]
+    has = np.column_stack([records[f]!='' for f in fields])
+    return np.select([~has.any(1),~has[:,0]], [NO_TEXT,NO_ABSTRACT], '')
+
+# %% ../nbs/30_screen.ipynb #bf978ccc
+def _decisions(
+    scores:list[np.ndarray],                                     # of each model, (n, n_labels)
+    by:list[tuple[dict[str,float],dict[str,Calibration]]],       # thresholds and calibration of each model
+    labels:Sequence[str],
+)->tuple[np.ndarray,np.ndarray|None]:
+    "Decisions and probabilities, each (n, n_labels); no probabilities if a model has no calibration."
+    margin = np.mean([s-[t[l] for l in labels] for s,(t,_) in zip(scores,by)], 0)
+    probs = np.mean([calibrate(s,c,labels) for s,(_,c) in zip(scores,by)], 0) if all(c for _,c in by) else None
+    return (margin>=0).astype(np.int8), probs
+
+# %% ../nbs/30_screen.ipynb #6bf23170
 class Screener:
     "Score records with one or several checkpoints."
     def __init__(self,
@@ -84,7 +102,7 @@ class Screener:
         """
         records = as_records(x)
         scores,preds,probs = self._decide(records)
-        note = self._notes(records)
+        note = _notes(self.models, records)
         empty = note==NO_TEXT
         out = pd.DataFrame(dict(id=_ids(records)))
         for j,l in enumerate(self.labels):
@@ -93,27 +111,15 @@ class Screener:
             if probs is not None: out[f'{l}_probability'] = np.where(empty, np.nan, probs[:,j])
         return out.assign(note=note, model=self.version)
 
-    def _notes(self, records:pd.DataFrame)->np.ndarray:
-        "(n,) what a person should know of each record's text, '' if it is complete."
-        fields = ['abstract',*(f for f in ('title','keywords') if any(getattr(m.recipe,f'with_{f}') for m in self.models))]
-        has = np.column_stack([records[f]!='' for f in fields])
-        return np.select([~has.any(1),~has[:,0]], [NO_TEXT,NO_ABSTRACT], '')
-
     def _decide(self, records:pd.DataFrame)->tuple[np.ndarray,np.ndarray,np.ndarray|None]:
         "Scores, decisions and probabilities, each (n, n_labels), the mean over the models."
         with explain_memory(f'scoring {len(records)} records', 'end what else uses this memory, or score fewer records at once'): scores = [m.scores(records) for m in self.models]
-        whole = self._decisions(scores, list(zip(self.thresholds,self.calibrations)))
+        whole = _decisions(scores, list(zip(self.thresholds,self.calibrations)), self.labels)
         only_title = (records['abstract']=='').to_numpy()[:,None]
         if not only_title.any(): return np.mean(scores, 0),*whole
-        titles = self._decisions(scores, self.titles)
+        titles = _decisions(scores, self.titles, self.labels)
         probs = None if whole[1] is None or titles[1] is None else np.where(only_title, titles[1], whole[1])
         return np.mean(scores, 0),np.where(only_title, titles[0], whole[0]),probs
-
-    def _decisions(self, scores:list[np.ndarray], by:list[tuple[dict[str,float],dict[str,Calibration]]])->tuple[np.ndarray,np.ndarray|None]:
-        "Decisions and probabilities, each (n, n_labels), by thresholds and calibration of each model."
-        margin = np.mean([s-[t[l] for l in self.labels] for s,(t,_) in zip(scores,by)], 0)
-        probs = np.mean([calibrate(s,c,self.labels) for s,(_,c) in zip(scores,by)], 0) if all(c for _,c in by) else None
-        return (margin>=0).astype(np.int8), probs
 
 # %% ../nbs/30_screen.ipynb #73e18d96
 def _ids(records:pd.DataFrame)->list[str]:
