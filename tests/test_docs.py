@@ -33,7 +33,7 @@ def fences(text):
 
 
 BLOCKS = fences(README)
-TOURS = ['For an analyst','For a developer','For an engineer','Searching settings, and many runs']
+TOURS = ['For an analyst','For a developer','For an engineer','Searching settings, and many runs','Screening']
 SERVED = ['A new assessment','Getting the data'] # ask services, which stand on 127.0.0.1 in tests
 OUTSIDE = ('pip install','make ') # reach for a package index or the hub, or are tested elsewhere
 
@@ -163,6 +163,13 @@ def test_searches_and_a_grid_get_through(tmp_path):
     where,said = run_tour('Searching settings, and many runs', tmp_path, tmp_path/'pwd')
     assert (where/'configs/best_hpo.yaml').is_file() and list((where/'papermill_runs/main').glob('compare__*.html'))
     assert '11 executed' in said[2] and 'Ensemble' in said[2]
+
+
+def test_screening_gets_through(tmp_path):
+    "The first pass puts papers aside; without it, all are read."
+    where,said = run_tour('Screening', tmp_path, tmp_path/'pwd')
+    assert 'put aside by the first pass' in said[0] and 'put aside' not in said[1]
+    assert (where/'why.html').is_file() and list((where/'found/ranked/IAS').glob('*.parquet'))
 
 
 def test_a_failing_block_is_noticed(tmp_path):
