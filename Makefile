@@ -69,6 +69,7 @@ bench: setup-dev
 	$(BIN)/python benchmarks/grid.py --quick --results results/benchmarks/grid.json
 	test -z "$$IPBES_REAL_DATA" || $(BIN)/python benchmarks/training.py --quick --results results/benchmarks/training.json
 	test -z "$$IPBES_REAL_DATA" || $(BIN)/python benchmarks/search.py --quick --work results/search_quick --results results/benchmarks/search.json
+	test -z "$$IPBES_REAL_DATA" || $(BIN)/python benchmarks/screening_growth.py --quick --results results/benchmarks/screening_growth.json
 	test -z "$$IPBES_REAL_DATA" || $(BIN)/python benchmarks/quality.py --quick --work results/quality_quick --results results/benchmarks/quality.json
 
 pins: setup-dev
