@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Label', 'Paths', 'Data', 'Folds', 'Input', 'Training', 'Baseline', 'Thresholds', 'Scheduler', 'Hpo', 'Ray',
-           'Resources', 'Grid', 'Ensemble', 'Logging', 'Api', 'Card', 'Settings', 'find_root', 'resource_dir',
+           'Resources', 'Grid', 'Ensemble', 'Screen', 'Logging', 'Api', 'Card', 'Settings', 'find_root', 'resource_dir',
            'load_config', 'seconds_of', 'check_settings', 'model_training', 'label_names', 'project_path', 'to_yaml']
 
 # %% ../nbs/00_config.ipynb #9829179d
@@ -183,6 +183,16 @@ class Ensemble:
     method:str = 'mean'                                  # mean, weights or stacking; the last two are fitted on dev
     scale:str = 'score'                                  # what is combined: score or logit
 
+# %% ../nbs/00_config.ipynb #e3962f18
+@dataclass
+class Screen:
+    "How `ipbes screen` reads a corpus, and what `ipbes cascade` promises."
+    batch_size:int = 10_000                              # records of a part of the output, and in memory
+    share:float = 0.99                                   # of what the model selects that the first pass should keep
+    confidence:float = 0.95                              # that it does
+    runtime:str = 'auto'                                 # how encoders are run: torch, torch-bf16, openvino, openvino-bf16, openvino-int8, or auto
+    tolerance:float = 0.001                              # share of decisions that a faster runtime may flip
+
 # %% ../nbs/00_config.ipynb #1d37c6ba
 @dataclass
 class Logging:
@@ -233,6 +243,7 @@ class Settings:
     ray:Ray = field(default_factory=Ray)
     grid:Grid = field(default_factory=Grid)
     ensemble:Ensemble = field(default_factory=Ensemble)
+    screen:Screen = field(default_factory=Screen)
     logging:Logging = field(default_factory=Logging)
     api:Api = field(default_factory=Api)
     card:Card = field(default_factory=Card)
@@ -499,6 +510,16 @@ def _check_grid(g:Grid)->None:
         if isinstance(r,Resources):
             for key in ('cpus','gpus','memory_gb'): _between(f'grid.{f.name}.{key}', getattr(r,key), -1e-9, float('inf'))
 
+# %% ../nbs/00_config.ipynb #f5830709
+RUNTIMES = ('auto','torch','torch-bf16','openvino','openvino-bf16','openvino-int8')
+
+def _check_screen(s:Screen)->None:
+    "Refuse promises that nobody can keep, and runtimes that there are not."
+    _between('screen.batch_size', s.batch_size, 0, float('inf'))
+    for key in ('share','confidence'): _between(f'screen.{key}', getattr(s,key), 0, 1)
+    _choice('screen.runtime', s.runtime, RUNTIMES)
+    if not 0<=s.tolerance<1: raise ValueError(f"configuration: `screen.tolerance` is {s.tolerance}; a share of 0 or more and below 1")
+
 # %% ../nbs/00_config.ipynb #c0d6cec4
 def check_settings(
     s:Settings, # settings of the right types
@@ -520,6 +541,7 @@ def check_settings(
     seconds_of(s.hpo.time_budget, 'hpo.time_budget')
     for key in ('num_cpus','object_store_mb'): _between(f'ray.{key}', getattr(s.ray,key), -1, float('inf'))
     _check_grid(s.grid)
+    _check_screen(s.screen)
     _check_api(s.api)
     for where,t in (('training',s.training),*((f'models.{m}',model_training(s,m)) for m in s.models)): _check_training(where, t, label_names(s))
     return s
