@@ -94,7 +94,7 @@ class Cut:
     def __str__(self)->str:
         asked = f'{self.share:.4g} of what the model selects, with confidence {self.confidence:.4g}'
         if self.value is None: return f'everything is read: {self.n} selected records are too few to promise {asked}'
-        return f'keeps at least {asked}: {self.lost} of {self.n} selected records are lost, {self.read:.1%} of all are read'
+        return f'keeps at least {asked}: on the records that set the cut, {self.lost} of {self.n} selected ones are lost, {self.read:.1%} of all are read'
 
 # %% ../nbs/31_cascade.ipynb #dd35065a
 def find_cut(
@@ -298,8 +298,8 @@ def fold_of(
 def make_cascade(
     checkpoints:Sequence[str|os.PathLike],   # trained in this project, of one fold; several: their mean
     unlabelled:str|os.PathLike|None=None,    # records of any format, best a sample of what is to be screened
-    share:float=.99,                         # of what the model selects that should be kept
-    confidence:float=.95,                    # that it is so
+    share:float|None=None,                   # of what the model selects that should be kept; None: `screen.share` of the settings
+    confidence:float|None=None,              # that it is so; None: `screen.confidence`
     n_train:int=0,                           # most train records that the model scores for it; 0: all
     settings:Settings|None=None,             # of the project; default: of the project here
 )->tuple[Path,Cascade,Screener]:             # where it stands, what it is, what it imitates
@@ -310,7 +310,8 @@ def make_cascade(
     if n_train and n_train<len(train): train = train.sample(n_train, random_state=s.seed)
     screener = Screener.load(*folders)
     extra = None if unlabelled is None else read_records(unlabelled)
-    cascade = fit_cascade(screener, train, data.iloc[fold.dev], extra, share, confidence)
+    asked = (s.screen.share if share is None else share, s.screen.confidence if confidence is None else confidence)
+    cascade = fit_cascade(screener, train, data.iloc[fold.dev], extra, *asked)
     return save_cascade(cascade, cascade_folder(folders[0],screener.version)), cascade, screener
 
 # %% ../nbs/31_cascade.ipynb #c6b0ebe6

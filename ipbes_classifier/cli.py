@@ -555,29 +555,32 @@ def predict(
 def cascade(
     model:Annotated[list[Path], typer.Option('--model','-m','--checkpoint', help='A checkpoint folder of this project; several, of one fold: their mean')],
     unlabelled:Annotated[Path|None, typer.Option('--unlabelled','-u', metavar='INPUT', help='Records without labels, best a sample of what is to be screened; formats as of predict')]=None,
-    share:Annotated[float, typer.Option('--share', help='Of the papers that the model would select, how many to keep')]=.99,
-    confidence:Annotated[float, typer.Option('--confidence', help='That no fewer are kept')]=.95,
+    share:Annotated[float|None, typer.Option('--share', help='Of the papers that the model would select, how many to keep; default: `screen.share` of the settings')]=None,
+    confidence:Annotated[float|None, typer.Option('--confidence', help='That no fewer are kept; default: `screen.confidence`')]=None,
     n_train:Annotated[int, typer.Option('--n-train', min=0, help='Most train records that the model scores for it; 0: all')]=0,
     test:Annotated[bool, typer.Option('--test', help='Measure the loss on the test records too')]=False,
+    config:ConfigFile=None,
 )->None:
     "Fit a linear first pass for a model, so that `ipbes screen` need not read every paper with it; the loss is bounded on dev and on records without labels."
     from ipbes_classifier.cascade import make_cascade, measure_on_test
-    folder,made,screener = make_cascade(model, unlabelled, share, confidence, n_train)
+    s = _settings(config,None)
+    folder,made,screener = make_cascade(model, unlabelled, share, confidence, n_train, s)
     typer.echo(f'{made.cut}\n{folder}')
     if not test: return
-    found = measure_on_test(made, screener, model)
+    found = measure_on_test(made, screener, model, s)
     typer.echo(f'on test, where {found.attrs["read"]:.1%} is read:\n{found.round(3).to_string(index=False)}')
 
 # %% ../nbs/90_cli.ipynb #0c3ba62d
-def _engine(name:str, workers:int, config:Path|None)->'Engine':
+def _engine(name:str, workers:int|None, s:'Settings')->'Engine':
     "What scores: processes of this machine, or Ray where the settings say."
     if name=='ray':
+        if workers is not None: raise ValueError(f"--workers {workers} counts processes of this machine, and --engine ray has an actor for each processor of the cluster; leave out one of them, and set ray.num_cpus where fewer should be used")
         from functools import partial
         from ipbes_classifier.screen_ray import score_on_ray
-        return partial(score_on_ray, s=_settings(config,None))
+        return partial(score_on_ray, s=s)
     from ipbes_classifier.screen_processes import engine_of
     if name!='here': raise ValueError(f"no engine {name!r}; engines: here, ray")
-    return engine_of(workers)
+    return engine_of(workers or 1)
 
 # %% ../nbs/90_cli.ipynb #28ef6bd7
 @app.command()
@@ -585,15 +588,17 @@ def screen(
     inputs:Annotated[list[Path], typer.Argument(metavar='INPUT...', help='Files, folders, patterns such as "lake/*.parquet", snapshots of OpenAlex here or below s3://; formats as of predict')],
     model:Annotated[list[Path], typer.Option('--model','-m','--checkpoint', help='A checkpoint folder, or owner/name[@revision] on the Hugging Face hub; several: their mean')],
     out:Annotated[Path, typer.Option('--output','-o', help='A new folder, or one to go on in')],
-    workers:Annotated[int, typer.Option('--workers','-j', min=1, help='Processes that score, each with a model of its own: one per core for linear models, one for an encoder, which uses all cores')]=1,
+    workers:Annotated[int|None, typer.Option('--workers','-j', min=1, help='Processes that score, each with a model of its own: one per core for linear models, one for an encoder, which uses all cores; default: 1. Not with --engine ray')]=None,
     engine:Annotated[str, typer.Option('--engine', help='here, or ray: on the cluster of `ray.address`, or started on this machine; an actor per processor, with a model of its own')]='here',
+    batch_size:Annotated[int|None, typer.Option('--batch-size', min=1, help='Records in memory, and in a part of the output; default: `screen.batch_size` of the settings')]=None,
     config:ConfigFile=None,
     cascade:Annotated[bool|None, typer.Option('--cascade/--no-cascade', help='Let the first pass of `ipbes cascade` put aside what the model would not select; default: where there is one')]=None,
     skip_bad:Annotated[bool, typer.Option('--skip-bad', help='Go on after a file that cannot be read, and end with exit code 4')]=False,
 )->None:
     "Score millions of records, and rank them by each label; a call that was killed is repeated and goes on. Exit code 4: files were damaged and skipped."
     from ipbes_classifier.screen_corpus import screen as score
-    found = score(inputs, model, out, skip_bad=skip_bad, first_pass=cascade, engine=_engine(engine,workers,config), progress=sys.stderr.isatty(), say=lambda s: typer.echo(s, err=True))
+    s = _settings(config,None)
+    found = score(inputs, model, out, batch_size or s.screen.batch_size, skip_bad, cascade, _engine(engine,workers,s), progress=sys.stderr.isatty(), say=lambda s: typer.echo(s, err=True))
     for line in str(found).splitlines(): typer.echo(line, err=line.startswith('could not be read'))
     typer.echo(out)
     if found.bad: raise typer.Exit(4)

@@ -248,11 +248,13 @@ class Screened:
     selected:dict[str,int] = field(default_factory=dict)# label -> records above its threshold
     bad:dict[str,str] = field(default_factory=dict)     # files that could not be read to the end, and why
     empty:list[str] = field(default_factory=list)       # files without a record
+    first_pass:str = ''                                 # what it promises, '' if the model reads everything
 
     def __str__(self)->str:
         few = lambda names: ', '.join(names[:5])+(f' and {len(names)-5} more' if len(names)>5 else '')
         lines = [f'{self.rows:,} records: '+', '.join(f'{n:,} selected for {l}' for l,n in self.selected.items())]
-        lines += [f'{n:,} of them: {note}' for note,n in sorted(self.notes.items()) if note]
+        lines += [f'{n:,} of them ({n/self.rows:.1%}): {note}' for note,n in sorted(self.notes.items()) if note]
+        if self.first_pass: lines.append(f'the first pass has read all {self.rows:,} and left {self.rows-self.notes[PUT_ASIDE]:,} to the model; {self.first_pass}')
         if self.empty: lines.append(f'{len(self.empty)} file{"s"*(len(self.empty)>1)} without a record: {few(self.empty)}')
         return '\n'.join([*lines,*(f'could not be read: {why}' for why in self.bad.values())])
 
@@ -269,6 +271,13 @@ def _count(folder:ScreenFolder)->Screened:
         found.notes.update({c['values'].as_py():c['counts'].as_py() for c in t['note'].value_counts()})
         for l in labels: found.selected[l] += int(np.sum(t[f'{l}_pred'].to_numpy()))
     return found
+
+# %% ../nbs/32_screen_corpus.ipynb #a8657f26
+def _promise(first_pass:FirstPass|None)->str:
+    "What a first pass with a cut, such as a `Cascade`, promises; '' for another."
+    cut = getattr(first_pass,'cut',None)
+    if cut is None: return ''
+    return str(cut) if cut.value is None else f'its cut at {cut.value:.4g} {cut}'
 
 # %% ../nbs/32_screen_corpus.ipynb #f2a9f0cc
 def _rank(folder:ScreenFolder)->None:
@@ -329,10 +338,12 @@ def _run(job:Job, engine:Callable[[Job],None], took:dict)->Screened:
     if not before['complete'] or len(before['files'])<len(folder.files): folder.save(complete=False)
     engine(job)
     found = _count(folder)
+    found.first_pass = _promise(job.scorer.first_pass)
     if not found.rows: raise ValueError(f"no record in {', '.join(folder.files[:5])}: {'; '.join(found.bad.values()) or 'nothing to screen'}")
     _rank(folder)
     if job.written or not before['complete']:
         seconds = round(time.monotonic()-job.progress.start, 3)
         write_provenance(folder.folder, records=job.progress.done-job.progress.before, started=took['started'], seconds=seconds)
-    folder.save(complete=True, rows=found.rows, notes=dict(found.notes), selected=found.selected)
+    cut = getattr(job.scorer.first_pass,'cut',None)
+    folder.save(complete=True, rows=found.rows, notes=dict(found.notes), selected=found.selected, cut=cut and asdict(cut))
     return found
