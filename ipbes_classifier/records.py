@@ -245,13 +245,13 @@ def _names(columns):
 
 # %% ../nbs/10_records.ipynb #523b0ccb
 def _strings(col):
-    "A column as a list of strings, '' where missing; lists (OpenAlex keywords) joined by '; '."
+    "A column as a list of strings, '' where missing or no number; lists (OpenAlex keywords) joined by '; '."
     if isinstance(col.dtype, pd.StringDtype): return col.fillna('').tolist()
     def text(v):
         if isinstance(v,str): return v
         if isinstance(v,bytes): return v.decode('utf-8','replace')
-        if v is None or v is pd.NA or (isinstance(v,float) and v!=v): return ''
-        if isinstance(v,float) and v.is_integer(): return str(int(v))
+        if v is None or v is pd.NA or v is pd.NaT or (isinstance(v,(float,np.floating)) and not np.isfinite(v)): return ''
+        if isinstance(v,(float,np.floating)) and v.is_integer(): return str(int(v))
         return '; '.join(map(str,v)) if hasattr(v,'__iter__') else str(v)
     return [text(v) for v in col.tolist()]
 

@@ -150,7 +150,7 @@ def with_data(change):
     (lambda d: d.assign(IAS=['1']+['0']*(len(d)-1)), 'label IAS has 1 papers'), (lambda d: d[d.IAS=='1'][:1], 'every record carries label IAS'), (lambda d: d[:0], 'a header and no records'),
     (lambda d: d.assign(title='', abstract=' '), 'title and abstract of all'), (lambda d: d.drop(columns='VA'), "no column 'VA'"),
     (lambda d: d.assign(id='7'), "rows 0 and 1 have the same id '7'"), (lambda d: d.assign(VA='2'), "row 1 says '2'; a label is 0, 1 or empty"),
-    (lambda d: d.assign(VA=['0','yes']+['0']*(len(d)-2)), "row 2 says 'yes'")], ids=str)
+    (lambda d: d.assign(VA=['0','yes']+['0']*(len(d)-2)), "row 2 says 'yes'")], ids=lambda x: x if isinstance(x,str) else 'data')
 def test_a_data_set_that_cannot_be_learnt_from(project, change, says):
     with_data(change)
     assert DATA in refused('folds', *QUIET, says=says) or 'label IAS has 1 papers' in says

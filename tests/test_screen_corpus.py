@@ -284,6 +284,41 @@ def test_odd_records(model, tmp_path):
     pd.testing.assert_frame_equal(table[its.columns], its, check_dtype=False, rtol=1e-12)
 
 
+SCRIPTS = dict(arabic='النمل الغازي ينتشر في الغابات', emoji='ants 🐜🐜 👩🏽‍🔬 🇧🇷', combining='espe\u0301ces exo\u0302tiques e'+'\u0301'*500, chinese='外来入侵物种', thai='ชนิดพันธุ์ต่างถิ่น',
+               wide='ａｎｔｓ', direction='\u202eants\u202c \u200b\ufeff', beyond='𝔞𝔫𝔱𝔰 𐍈')
+
+
+@pytest.mark.parametrize('form', ['parquet','csv','xlsx','ris'])
+def test_scripts_of_the_world(form, model, tmp_path):
+    "Each record has its row, a finite score, and the one that it has alone."
+    made = pd.DataFrame([dict(id=k, title=t, abstract=f'{t} {t}') for k,t in SCRIPTS.items()])
+    write_records(made, tmp_path/f'x.{form}')
+    screen([tmp_path/f'x.{form}'], [model], tmp_path/'out', batch_size=3)
+    found,screener = rows(tmp_path/'out').set_index('id'),Screener.load(model)
+    assert found.index.tolist()==list(SCRIPTS) and (found.note=='').all() and np.isfinite(found[['A_score','B_score']]).all(axis=None)
+    for r in made.to_dict('records'): assert screener.score(r).A_score[0]==pytest.approx(found.A_score[r['id']], rel=1e-9)
+
+
+def test_numbers_where_text_should_be(model, tmp_path):
+    "A spreadsheet makes numbers of titles, ids and years, and NaN or infinity of what it cannot count."
+    inf = float('inf')
+    pd.DataFrame(dict(id=[1.,2.,np.nan,inf,5.], doi=[np.nan]*5, title=[1984.,inf,-inf,np.nan,7.5], abstract=[np.nan,inf,3.,np.nan,-inf], year=[1984.,inf,-inf,np.nan,2001.5])).to_parquet(tmp_path/'x.parquet')
+    screen([tmp_path/'x.parquet'], [model], tmp_path/'out')
+    found = rows(tmp_path/'out')
+    assert found.row.tolist()==list(range(5)) and found.note.iloc[3]=='no text' and found.A_score.isna().tolist()==[n=='no text' for n in found.note]
+    assert found.id.tolist()==['1','2','2','3','5'] # what is no number is missing, and the place in the file stands for it
+    its = pd.read_parquet(predict(tmp_path/'x.parquet', [model], tmp_path/'its.parquet')).drop(columns='title')
+    pd.testing.assert_frame_equal(found[its.columns], its, check_dtype=False, rtol=1e-12)
+
+
+def test_ids_that_stand_twice(lake, model, tmp_path):
+    "In a file, and in two: no row is lost, and ranks tell them apart by file and number."
+    write_records(pd.concat([papers(25,0)]*2, ignore_index=True), lake/'again.parquet')
+    assert screen([lake], [model], tmp_path/'out', batch_size=10).rows==125
+    ranked = pq.read_table(tmp_path/'out/ranked/A').to_pandas()
+    assert len(ranked)==125 and not ranked.duplicated(['file','row']).any() and (ranked.id.value_counts()==5).all()
+
+
 def test_empty_parts(lake, model, tmp_path):
     write_records(papers(3)[:0], lake/'no_rows.parquet')
     (lake/'f1x.parquet').touch()
@@ -294,20 +329,36 @@ def test_empty_parts(lake, model, tmp_path):
     assert not content(tmp_path/'none')
 
 
-def test_cascade_beside_the_checkpoint(tmp_path):
-    "Used where there is one; what the model reads has the scores that it has without."
-    model = train(tmp_path/'toy')
+def train_cascade(folder):
+    "A checkpoint with a first pass beside it."
+    model = train(folder)
     screener = Screener.load(model)
     labelled = lambda df: df.assign(A=df.abstract.str.contains('ants').astype(int), B=df.abstract.str.contains('values').astype(int))
     save_cascade(fit_cascade(screener, labelled(papers(400,1)), labelled(papers(1500,2))), cascade_folder(model,screener.version))
-    write_records(papers(300,3).assign(abstract=lambda d: d.abstract.where(d.index%3!=0,'galaxy dust bone')), tmp_path/'x.parquet')
+    return model
+
+
+def some_on_dust(n, seed):
+    "Records of which a third is on nothing that the model knows."
+    return papers(n,seed).assign(abstract=lambda d: d.abstract.where(d.index%3!=0,'galaxy dust bone'))
+
+
+def test_cascade_beside_the_checkpoint(tmp_path):
+    "Used where there is one; what the model reads has the scores that it has without, and what the first pass promises is told."
+    model = train_cascade(tmp_path/'toy')
+    write_records(some_on_dust(300,3), tmp_path/'x.parquet')
     screen([tmp_path/'x.parquet'], [model], tmp_path/'all', first_pass=False)
     found = screen([tmp_path/'x.parquet'], [model], tmp_path/'out')
     a,b = rows(tmp_path/'all'),rows(tmp_path/'out')
     read = b.A_score.notna()
     assert 0<found.notes[PUT_ASIDE]==(~read).sum() and set(b.note[~read])=={PUT_ASIDE}
     pd.testing.assert_frame_equal(a[read], b[read], check_exact=False, rtol=1e-12)
-    assert json.loads((tmp_path/'out/_manifest.json').read_text())['settings']['first_pass'].startswith('cascade@')
+    manifest = json.loads((tmp_path/'out/_manifest.json').read_text())
+    assert manifest['settings']['first_pass'].startswith('cascade@')
+    cut = manifest['cut']
+    assert (cut['share'],cut['confidence'])==(.99,.95) and cut['n']>=299 and 0<cut['read']<1 and manifest['notes'][PUT_ASIDE]==(~read).sum()
+    assert f'({(~read).mean():.1%}): {PUT_ASIDE}' in str(found)
+    assert f"has read all 300 and left {read.sum()} to the model; its cut at {cut['value']:.4g} keeps at least 0.99 " in str(found) and f"{cut['lost']} of {cut['n']} selected ones are lost" in str(found)
     with pytest.raises(ValueError, match='first_pass was'): screen([tmp_path/'x.parquet'], [model], tmp_path/'out', first_pass=False)
 
 
@@ -389,6 +440,22 @@ def test_models_that_cannot_decide(lake, model, tmp_path):
     assert p.returncode==1 and p.stderr.count('\n')==1 and 'has no thresholds.json' in p.stderr, p
     with pytest.raises(ValueError, match='different labels: A, B and A, C'): screen([lake], [model,other], tmp_path/'out')
     assert not (tmp_path/'out').exists()
+
+
+def test_workers_on_ray_are_refused(lake, model, tmp_path):
+    "They were ignored; nothing is begun."
+    p = ipbes('screen',lake,'-m',model,'-o',tmp_path/'out','--engine','ray','--workers','2')
+    assert p.returncode==1 and p.stderr.count('\n')==1 and '--workers 2 counts processes of this machine, and --engine ray' in p.stderr, p
+    assert not (tmp_path/'out').exists()
+
+
+def test_settings_of_a_project_and_options(lake, model, tmp_path):
+    "`screen:` says how many records a part has, unless the command does."
+    (tmp_path/'configs').mkdir()
+    (tmp_path/'configs/config.yaml').write_text('labels: [{name: A},{name: B}]\nscreen: {batch_size: 20}\n')
+    for more,parts in (((),2),(('--batch-size','9'),3)):
+        p = ipbes('screen',lake/'f0.parquet','-m',model,'-o',tmp_path/f'out{parts}',*more,cwd=tmp_path)
+        assert p.returncode==0 and len(list(tmp_path.glob(f'out{parts}/scores/*')))==parts, p
 
 
 def test_other_work_in_one_folder(lake, model, tmp_path):

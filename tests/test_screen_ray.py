@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip('ray')
 
-from test_screen_corpus import content, papers, train
+from test_screen_corpus import content, papers, some_on_dust, train, train_cascade
 
 from ipbes_classifier import screen_ray
 from ipbes_classifier.cluster import ray_session
@@ -88,6 +88,17 @@ def test_same_bytes(on_ray, lake, model, tmp_path, monkeypatch):
     assert content(tmp_path/'ray')==content(tmp_path/'here') and len(list(tmp_path.glob('ray/scores/*')))==13
     assert (found.rows,found.notes,found.selected,found.empty)==(its.rows,its.notes,its.selected,its.empty) and found.rows==107
     assert 0<found.notes[PUT_ASIDE]<107
+
+
+def test_cascade(on_ray, tmp_path):
+    "Each actor loads the first pass that stands beside the checkpoint."
+    model = train_cascade(tmp_path/'toy')
+    write_records(some_on_dust(60,3), tmp_path/'x.parquet')
+    (tmp_path/'y.csv').write_text('title,abstract\n')
+    kw = dict(inputs=[tmp_path/'x.parquet',tmp_path/'y.csv'], models=[model], batch_size=20)
+    found,its = screen(out=tmp_path/'ray', engine=on_ray, **kw),screen(out=tmp_path/'here', **kw)
+    assert content(tmp_path/'ray')==content(tmp_path/'here') and 0<found.notes[PUT_ASIDE]<60
+    assert str(found)==str(its) and 'its cut at ' in found.first_pass
 
 
 @LONG
