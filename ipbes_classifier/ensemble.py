@@ -174,8 +174,12 @@ class EnsembleModel:
 
     def scores(self, records:pd.DataFrame)->np.ndarray:
         "(n, n_labels) combined scores."
+        return self.combination([m.scores(records) for _,m in self.loaded()])
+
+    def loaded(self)->list[tuple[Path,Model]]:
+        "Folder and model of each member."
         if not self._models: self._models = [load_model(p) for p in self.members.values()]
-        return self.combination([m.scores(records) for m in self._models])
+        return list(zip(self.members.values(),self._models))
 
     def save(self, folder:str|os.PathLike)->None:
         "Write recipe.json; members are named relative to the folder's parent, where checkpoints stand side by side."

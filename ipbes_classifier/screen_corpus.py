@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PUT_ASIDE', 'Unreadable', 'read_batches', 'FirstPass', 'Scorer', 'estimate_records', 'Progress', 'Job', 'begin_file',
-           'end_file', 'score_here', 'Screened', 'screen']
+           'end_file', 'score_here', 'Screened', 'runtimes_for', 'screen']
 
 # %% ../nbs/32_screen_corpus.ipynb #8ae7d2d7
 import gzip
@@ -16,20 +16,24 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pandas as pd
 
+from .agreement import Chosen, choose_for, read_agreements
 from .cascade import cascade_folder, load_cascade
 from .files import is_bucket, obj_hash, read_json, write_json
 from .formats import sniff
 from .hub import checkpoint_folder
+from .models import load_model
 from .provenance import timed, write_provenance
 from .ranking import folder_name, rank_scores
 from .records import iter_records
-from .screen import Screener, as_records
+from .runtimes import Runtime, check_runtime, encoders_of, runtimes_here
+from .screen import N_COMPARED, Screener, as_records, measure_on
 from .screen_folder import ScreenFolder, alone_in_folder, check_output, find_inputs, read_manifest
 
 if TYPE_CHECKING:
@@ -292,6 +296,48 @@ def _rank(folder:ScreenFolder)->None:
         rank_scores(folder.paths(), l, place/name)
         write_json(done, scored)
 
+# %% ../nbs/32_screen_corpus.ipynb #e166052c
+_MEASURED_FROM = 20_000 # records to be scored, from which on measuring pays
+_LOOKED_INTO = 10       # files
+
+def _some_records(files:Sequence[str], n:int)->pd.DataFrame:
+    "Records from the beginnings of files that are spread over all of them; those that cannot be read are left out."
+    few = files[::max(1,len(files)//_LOOKED_INTO)][:_LOOKED_INTO]
+    found:list[pd.DataFrame] = []
+    for f in few:
+        try: found += [r for _,r in islice(read_batches(f,-(-n//len(few))),1)]
+        except Unreadable: continue
+    return pd.concat(found,ignore_index=True) if found else pd.DataFrame(dict(title=[],abstract=[]))
+
+# %% ../nbs/32_screen_corpus.ipynb #e514e12a
+def runtimes_for(
+    models:Sequence[str|os.PathLike],   # checkpoints
+    out:str|os.PathLike,                # folder of the output; a call that goes on keeps its runtimes
+    files:Sequence[str],                # that are to be read
+    runtime:str,                        # one of `config.RUNTIMES`
+    tolerance:float=.001,               # share of decisions that a runtime may flip
+    say:Callable[[str],Any]|None=None,  # told what is measured, and what of it is used
+)->Chosen:                              # as `Screener.load` takes it
+    "How the encoders of models are to be run; `ValueError` as of `agreement.choose_runtime`."
+    check_runtime(runtime)
+    folders,tell = [checkpoint_folder(m) for m in models],say or (lambda s: None)
+    if runtime=='torch' or not any(_may_ask_encoder(f) for f in folders): return {}
+    loaded = [load_model(f) for f in folders]
+    encoders = [f for m,f in zip(loaded,folders) for f,_ in encoders_of(m,f)]
+    if runtime=='auto' and (before := read_manifest(out)):
+        return {str(f):Runtime.parse(r) for f,r in zip(encoders,before['settings'].get('runtime','').split(' + ')) if r}
+    if runtime=='auto' and len(runtimes_here())>1 and not all(map(read_agreements,encoders)) and estimate_records(files)[0]>=_MEASURED_FROM:
+        measure_on(_some_records(files,2*N_COMPARED), folders, say=tell)
+    chosen = choose_for(loaded, folders, runtime, tolerance)
+    for f in encoders: tell(f'{f} runs in {chosen.get(str(f),Runtime()).name}')
+    return chosen
+
+# %% ../nbs/32_screen_corpus.ipynb #32f8997f
+def _may_ask_encoder(checkpoint:Path)->bool:
+    "Is a checkpoint an encoder, or an ensemble that may have some? Answered without loading it."
+    path = checkpoint/'recipe.json'
+    return path.exists() and read_json(path,['kind'])['kind'] in ('encoder','ensemble')
+
 # %% ../nbs/32_screen_corpus.ipynb #f4119069
 def screen(
     inputs:Sequence[str|os.PathLike],    # files, folders, patterns, snapshots of OpenAlex here or below `s3://`
@@ -303,6 +349,8 @@ def screen(
     engine:Callable[[Job],None]=score_here, # where the work is done
     progress:bool=False,                 # show a bar
     say:Callable[[str],Any]|None=None,   # told once a minute how far it is, if there is no bar
+    runtime:str='torch',                 # how encoders are run, one of `config.RUNTIMES`; auto measures on the first records if there are many
+    tolerance:float=.001,                # share of decisions that a runtime may flip
 )->Screened:                             # what was found
     """Score all records of many files, and rank them by each label. A call that was killed is repeated: it goes on, and ends with the same bytes.
 
@@ -312,7 +360,8 @@ def screen(
     check_output(out, inputs)
     files = find_inputs(inputs)
     read_manifest(out)
-    load = partial(_scorer, models, first_pass)
+    chosen = runtimes_for(models, out, files, runtime, tolerance, say)
+    load = partial(_scorer, models, first_pass, chosen)
     scorer = load()
     with alone_in_folder(out),timed() as took:
         folder = ScreenFolder(out, dict(batch_size=batch_size)|scorer.settings, files)
@@ -323,9 +372,9 @@ def screen(
             if not folder.paths(): folder.remove()
 
 # %% ../nbs/32_screen_corpus.ipynb #6ec08bb1
-def _scorer(models:Sequence[str|os.PathLike], first_pass:FirstPass|bool|None)->Scorer:
+def _scorer(models:Sequence[str|os.PathLike], first_pass:FirstPass|bool|None, chosen:Chosen)->Scorer:
     "A scorer, made where it is used."
-    screener = Screener.load(*models)
+    screener = Screener.load(*models, runtime=chosen)
     if first_pass is not None and not isinstance(first_pass,bool): return Scorer(screener, first_pass)
     place = cascade_folder(checkpoint_folder(models[0]), screener.version)
     wanted = first_pass or (first_pass is None and place.exists())
