@@ -1,0 +1,186 @@
+"""How fast does an encoder screen real abstracts, against what one would do otherwise?
+
+    IPBES_REAL_DATA=DIR python benchmarks/screening.py [--quick]
+
+A project of its own below `--work`, whose steps stay done: data set and folds of `corpus.parquet`, `minilm` fine-tuned on fold 0, the runtimes of
+this machine measured on dev, a first pass (`ipbes cascade`) with half of `deployment_sample.parquet` as unlabelled records. Then, in one process and in
+rounds, all ways score records of the other half, with the same checkpoint:
+
+- loop: the quick start of transformers, one record after the other, float32
+- pipeline: `pipeline("text-classification", batch_size=32)` of transformers, which pads each batch to its longest record
+- torch: `Screener.score`, PyTorch in float32
+- chosen: the same in the runtime that `auto` chooses here
+- cascade: the same behind the first pass, on records of the test fold (at the prevalence of the corpus) and on those of the other half (none is relevant)
+
+Rates are records a second, the median of the rounds; ratios are of these. What the first pass loses is measured on the labelled test records of the fold. The
+machine's peak is the best of five square matrix products, in the same run; `share_of_peak` is the rate of floating-point operations that a way reaches of it.
+Figures go to `benchmarks/results/screening.json`.
+"""
+import argparse
+import os
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from ipbes_classifier.agreement import in_words
+from ipbes_classifier.cascade import fit_cascade, measure_cascade
+from ipbes_classifier.config import Settings, project_path
+from ipbes_classifier.encoders import Encoder
+from ipbes_classifier.files import file_hash, read_json, write_json
+from ipbes_classifier.folds import read_fold
+from ipbes_classifier.results import Run, checkpoint_path
+from ipbes_classifier.screen import Screener, as_records, measure_on
+from ipbes_classifier.screen_corpus import Scorer
+from ipbes_classifier.train import read_dataset, train
+
+from small_cut import machine, make_project, real_data, results_file
+from training import matrix_product
+
+SETTINGS = ['paths.dataset=data/cleaned_dataset.parquet','logging.progress=false','logging.tensorboard=false','input.max_length=256',
+            'models={minilm: {num_train_epochs: 1, learning_rate: 1e-4, per_device_train_batch_size: 16, gradient_accumulation_steps: 1, '
+            'pos_weight: {IAS: 1.5, SUA: 5, VA: 5}, optional_negatives: 3000, early_stopping_patience: 0}}']
+QUICK = ['folds.n_folds=2','input.max_length=64','models={minilm: {num_train_epochs: 1, optional_negatives: 100}}']
+
+
+def trained(s: Settings) -> Path:
+    "The checkpoint of fold 0, trained if it is not there."
+    folder = checkpoint_path(s, Run('minilm','BCE',0))
+    return folder if (folder/'thresholds.json').exists() else Path(train('minilm', settings=s).files['checkpoint'])
+
+
+def halves(data: Path, n: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+    "The deployment sample in two parts, drawn at random; the second with at most `n` records."
+    df = pd.read_parquet(data/'deployment_sample.parquet', columns=['title','abstract']).sample(frac=1, random_state=0).fillna('')
+    return df[::2].reset_index(drop=True), df[1::2][:n].reset_index(drop=True)
+
+
+class Loop:
+    "The quick start of transformers."
+    def __init__(self, folder: Path, max_length: int):
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+        self.tokenizer,self.max_length = AutoTokenizer.from_pretrained(folder),max_length
+        self.model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+
+    def __call__(self, records: pd.DataFrame) -> np.ndarray:
+        import torch
+        with torch.no_grad():
+            out = [self.model(**self.tokenizer(r.title, r.abstract, truncation=True, max_length=self.max_length, return_tensors='pt')).logits.sigmoid()[0] for r in records.itertuples()]
+        return torch.stack(out).numpy()
+
+
+class Pipeline(Loop):
+    "The stock pipeline of transformers, with the sigmoid that several labels need."
+    def __init__(self, folder: Path, max_length: int):
+        from transformers import pipeline
+        super().__init__(folder, max_length)
+        self.pipe = pipeline('text-classification', model=self.model, tokenizer=self.tokenizer, batch_size=32, function_to_apply='sigmoid', top_k=None)
+        self.labels = list(self.model.config.id2label.values())
+
+    def __call__(self, records: pd.DataFrame) -> np.ndarray:
+        texts = [dict(text=r.title, text_pair=r.abstract) for r in records.itertuples()]
+        found = self.pipe(texts, truncation=True, max_length=self.max_length, padding=True)
+        return np.array([[s for l in self.labels for d in one if d['label']==l for s in [d['score']]] for one in found])
+
+
+def scores(screener: Screener, records: pd.DataFrame) -> np.ndarray:
+    return screener.score(records)[[f'{l}_score' for l in screener.labels]].to_numpy()
+
+
+def with_cascade(scorer: Scorer, records: pd.DataFrame) -> np.ndarray:
+    table = scorer.rows(records, 'records', 0)
+    return np.column_stack([table[f'{l}_score'].to_numpy() for l in scorer.screener.labels])
+
+
+def timed(way, records: pd.DataFrame) -> tuple[float, float, np.ndarray]:
+    "Wall-clock and processor seconds, and the scores."
+    t0,cpu0 = time.perf_counter(),time.process_time()
+    out = way(records)
+    return time.perf_counter()-t0,time.process_time()-cpu0,out
+
+
+def gflop(e: Encoder, records: pd.DataFrame) -> float:
+    "Floating-point operations of the forward passes: 2 for each weight of a matrix and token, and attention's products of tokens; without padding."
+    from ipbes_classifier.encoders import encode
+    c = e.model.config
+    weights = c.num_hidden_layers*(4*c.hidden_size**2+2*c.hidden_size*c.intermediate_size)
+    lengths = np.array([len(x['input_ids']) for x in encode(e.tokenizer, as_records(records), e.recipe)])
+    return float((lengths*(2*weights+4*c.num_hidden_layers*c.hidden_size*lengths)).sum()/1e9)
+
+
+def int8_product(n: int = 1536) -> float|None:
+    "GFLOP/s of a matrix product of whole numbers, where PyTorch has it."
+    import torch
+    a,took = torch.randint(-100,100,(n,n),dtype=torch.int8),[]
+    try:
+        for _ in range(5):
+            t0 = time.perf_counter()
+            torch._int_mm(a,a)
+            took.append(time.perf_counter()-t0)
+    except (RuntimeError,AttributeError): return None
+    return round(2*n**3/min(took)/1e9,1)
+
+
+def measure(ways: dict, rounds: int) -> dict:
+    "Rates of all ways in rounds, each on its own records, which are parts of the same; the scores of the last round."
+    took = {name:[] for name in ways}
+    found = {}
+    for _ in range(rounds):
+        for name,(way,records) in ways.items():
+            wall,cpu,found[name] = timed(way, records)
+            took[name].append((len(records)/wall,len(records)/cpu))
+    return {name:dict(records=len(ways[name][1]), rate=round(float(np.median([r for r,_ in t])),2), rate_per_cpu_second=round(float(np.median([c for _,c in t])),2),
+                      rates=[round(r,2) for r,_ in t]) for name,t in took.items()},found
+
+
+def main() -> None:
+    a = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    a.add_argument('--data', type=Path, help='folder of corpus.parquet and deployment_sample.parquet; default: IPBES_REAL_DATA')
+    a.add_argument('--work', type=Path, help='project folder of the benchmark; default: results/screening, or results/screening_quick')
+    a.add_argument('--rounds', type=int, default=3)
+    a.add_argument('--quick', action='store_true', help='shows that it works, not how fast anything is')
+    a.add_argument('--results', type=Path, help='default: screening.json in benchmarks/results, or in results/benchmarks for --quick')
+    o = a.parse_args()
+    import torch
+    data,results = real_data(o.data),results_file('screening', o.quick, o.results)
+    work = (o.work or Path('results/screening_quick' if o.quick else 'results/screening')).resolve()
+    os.environ.pop('IPBES_ENV', None)
+    s = make_project(work, data, SETTINGS+(QUICK if o.quick else []), 500 if o.quick else 0)
+    folder,df = trained(s),read_dataset(s)
+    fold = read_fold(project_path(s,s.paths.folds_dir), 0, 0, project_path(s,s.paths.dataset), len(df))
+    fit_on,fresh = halves(data, 300 if o.quick else 10_000)
+    if o.quick: fit_on = fit_on[:300]
+    plain = Screener.load(folder)
+    measured = next(iter(measure_on(df.iloc[fold.dev], [folder], 100 if o.quick else 1000, say=lambda x: print(x,flush=True)).values()))
+    print('\n'.join(in_words(measured, s.screen.tolerance)), flush=True)
+    chosen = Screener.load(folder, runtime='auto', tolerance=s.screen.tolerance)
+    t0 = time.perf_counter()
+    cascade = fit_cascade(chosen, df.iloc[fold.train][:500 if o.quick else 4000], df.iloc[fold.dev], fit_on, s.screen.share, s.screen.confidence)
+    print(f'{cascade.cut}; fitted in {time.perf_counter()-t0:.0f} s', flush=True)
+    test,scorer = df.iloc[fold.test].reset_index(drop=True),Scorer(chosen,cascade)
+    n = 20 if o.quick else 200
+    few,some = fresh[:n],fresh[:4*n]
+    max_length = plain.models[0].recipe.max_length
+    loop,stock = Loop(folder,max_length),Pipeline(folder,max_length)
+    loop(few[:8]), stock(few[:8]), scores(chosen,few[:8])
+    rates,found = measure(dict(loop=(loop,few), pipeline=(stock,few), torch=(lambda r: scores(plain,r),some), chosen=(lambda r: scores(chosen,r),some),
+                               cascade=(lambda r: with_cascade(scorer,r),test if not o.quick else test[:100]), cascade_irrelevant=(lambda r: with_cascade(scorer,r),fresh)), o.rounds)
+    thresholds = np.array([plain.thresholds[0][l] for l in plain.labels])
+    flips = {name:int(((found[name][:n]>=thresholds)!=(found['loop']>=thresholds)).sum()) for name in ('pipeline','torch','chosen')}
+    peak = dict(float32=matrix_product(torch.float32), bf16=matrix_product(torch.bfloat16), int8=int8_product())
+    per = gflop(plain.models[0], few)/n
+    loss = measure_cascade(cascade, chosen, test)
+    ratio = lambda a,b: round(rates[a]['rate']/rates[b]['rate'],2)
+    write_json(results, dict(command='python benchmarks/screening.py'+f' --rounds {o.rounds}'*(o.rounds!=3)+' --quick'*o.quick, quick=o.quick, data_sha256={f:file_hash(data/f) for f in ('corpus.parquet','deployment_sample.parquet')},
+        settings=SETTINGS+(QUICK if o.quick else []), max_length=max_length, test_AP={l:read_json(folder/'provenance.json').get('figures',{}).get(f'AP_{l}') for l in plain.labels},
+        runtimes=[asdict(m) for m in measured], chosen=chosen.runtime or 'torch', rates=rates, flipped_of=dict(decisions=n*len(plain.labels), **flips),
+        ratios=dict(chosen_to_loop=ratio('chosen','loop'), chosen_to_pipeline=ratio('chosen','pipeline'), torch_to_loop=ratio('torch','loop'), cascade_to_loop=ratio('cascade','loop'), cascade_irrelevant_to_loop=ratio('cascade_irrelevant','loop')),
+        cascade=dict(cut=asdict(cascade.cut), read_of_test=loss.attrs['read'], read_of_irrelevant=round(float(cascade.keep(as_records(fresh)).mean()),4), test=loss.astype(object).where(loss.notna(),None).to_dict('records')),
+        prevalence={l:round(float(test[l].mean()),4) for l in plain.labels}, n_test=len(test), peak_gflop_per_second=peak, gflop_per_record=round(per,2),
+        share_of_peak={k:round(per*rates[k]['rate']/peak['float32'],3) for k in ('loop','pipeline','torch','chosen')}, threads=torch.get_num_threads(), **machine('openvino','nncf')))
+    print(results)
+
+
+if __name__=='__main__': main()

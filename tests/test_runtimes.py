@@ -1,0 +1,201 @@
+"Runtimes of encoders from the outside: what is measured, refused, kept and gone on with, by functions and by commands."
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+
+from ipbes_classifier import agreement, runtimes
+from ipbes_classifier.agreement import Agreement, choose_runtime, measure_runtimes, read_agreements
+from ipbes_classifier.files import write_json
+from ipbes_classifier.records import write_records
+from ipbes_classifier.results import write_decisions
+from ipbes_classifier.runtimes import Runtime, compiled, encoders_of, runtime_folder, small_encoder
+from ipbes_classifier.screen import Screener, measure_on, predict
+from ipbes_classifier.screen_corpus import runtimes_for, screen
+from ipbes_classifier.screen_folder import read_manifest
+from ipbes_classifier.thresholds import Calibration
+
+pytest.importorskip('openvino')
+pytest.importorskip('nncf')
+IPBES = Path(sys.executable).with_name('ipbes')
+WORDS = 'invasive alien ants forest values fishery galaxy dust bone spread study river crayfish nature people'.split()
+
+
+def papers(n, seed=0):
+    "Made-up records of several lengths."
+    rng = np.random.default_rng(seed)
+    return pd.DataFrame([dict(id=f'p{i}', title=' '.join(rng.choice(WORDS,4)), abstract=' '.join(rng.choice(WORDS,rng.integers(1,60)))) for i in range(n)])
+
+
+def checkpoint(folder, seed=0):
+    "A small encoder that decides."
+    folder.mkdir(parents=True, exist_ok=True)
+    small_encoder(seed=seed).save(folder)
+    write_decisions(folder, dict(A=.5,B=.5), {l:Calibration(1.,0.,'logit') for l in 'AB'})
+    return folder
+
+
+def plant(folder, *found):
+    "Note measurements as if they had been made."
+    write_json(agreement._path(folder), dict(runtimes=[asdict(a) for a in found]))
+
+
+FAST = Agreement('openvino','',512, 100.,10., 500,1000)
+
+
+@pytest.fixture(scope='module')
+def made(tmp_path_factory):
+    "A checkpoint with OpenVINO's form of it."
+    folder = checkpoint(tmp_path_factory.mktemp('runtimes')/'small')
+    compiled(runtimes.Encoder.load(folder), folder, 'openvino')
+    return folder
+
+
+@pytest.fixture
+def model(made, tmp_path):
+    "A copy of it."
+    return Path(shutil.copytree(made, tmp_path/'small'))
+
+
+def test_predict_and_screen_give_the_same_rows_and_name_the_runtime(model, tmp_path):
+    write_records([papers(45)], tmp_path/'lake.csv')
+    plant(model, FAST)
+    found = screen([tmp_path/'lake.csv'], [model], tmp_path/'out', batch_size=20, runtime='auto')
+    predict(tmp_path/'lake.csv', [model], tmp_path/'p.parquet', batch_size=20, runtime='auto')
+    rows = pd.concat([pq.read_table(p,partitioning=None).to_pandas() for p in sorted((tmp_path/'out/scores').glob('*'))], ignore_index=True)
+    one,plain = pd.read_parquet(tmp_path/'p.parquet'),Screener.load(model).score(papers(45))
+    for l in 'AB':
+        assert rows[f'{l}_score'].tolist()==one[f'{l}_score'].tolist()
+        np.testing.assert_allclose(rows[f'{l}_score'], plain[f'{l}_score'], atol=1e-5)
+    assert found.rows==45 and read_manifest(tmp_path/'out')['settings']['runtime'].startswith('openvino@')
+
+
+def test_a_screening_goes_on_in_the_runtime_it_began_in(model, tmp_path):
+    "Nothing was measured when it began; something faster is known when it goes on; another runtime by name is refused."
+    write_records([papers(10)], tmp_path/'a.csv')
+    write_records([papers(10,1)], tmp_path/'b.csv')
+    screen([tmp_path/'a.csv'], [model], tmp_path/'out', runtime='auto')
+    plant(model, FAST)
+    screen([tmp_path/'a.csv',tmp_path/'b.csv'], [model], tmp_path/'out', runtime='auto')
+    assert read_manifest(tmp_path/'out')['settings']['runtime']==''
+    with pytest.raises(ValueError, match='runtime was .. and is .openvino@'): screen([tmp_path/'a.csv',tmp_path/'b.csv'], [model], tmp_path/'out', runtime='openvino')
+
+
+def test_workers_run_what_was_chosen(model, tmp_path):
+    from ipbes_classifier.screen_processes import engine_of
+    write_records([papers(30)], tmp_path/'lake.csv')
+    plant(model, FAST)
+    for name,engine in dict(one=engine_of(1), two=engine_of(2)).items(): screen([tmp_path/'lake.csv'], [model], tmp_path/name, batch_size=10, runtime='auto', engine=engine)
+    same = [(p.name,p.read_bytes()) for p in sorted((tmp_path/'one/scores').glob('*'))]
+    assert len(same)==3 and same==[(p.name,p.read_bytes()) for p in sorted((tmp_path/'two/scores').glob('*'))]
+
+
+@pytest.mark.parametrize('found,why', [
+    (replace(FAST,flipped=2), 'flips 2 of 1,000 decisions, and 0.001 of them may be'), (replace(FAST,mean_difference=.02), 'differ by 0.020 on average'),
+    (replace(FAST,AP=dict(A=[.9,.7])), 'average precision of A falls from 0.900 to 0.700'), (replace(FAST,n=0,rate=9.), 'not faster than PyTorch here'), (None, 'was not measured here')])
+def test_what_does_not_agree_is_refused(model, found, why):
+    if found: plant(model, found)
+    with pytest.raises(ValueError, match=why): Screener.load(model, runtime='openvino')
+    assert choose_runtime(model,'auto')==Runtime()
+
+
+def test_a_tolerance_of_ones_own(model):
+    plant(model, replace(FAST,flipped=2))
+    assert Screener.load(model, runtime='openvino', tolerance=.002).runtime.startswith('openvino@')
+
+
+def test_int8_is_measured_on_other_records_than_it_was_fitted_on(model, monkeypatch):
+    "A runtime that is called faster is compared, on all records but those of the fit; this one differs, and is refused."
+    monkeypatch.setattr(agreement, 'LEAST_GAIN', 0.)
+    df = papers(90).assign(A=lambda x: np.arange(len(x))%2, B=0)
+    (folder,found), = measure_on(df, [model], runtimes=['openvino-int8']).items()
+    a, = found
+    assert folder==str(model) and a.n==90-agreement.N_FIT and a.decisions==2*a.n and list(a.AP)==['A'] and a.content
+    assert a==read_agreements(model)[0] and agreement.refusal(a,.001)
+
+
+def test_a_model_trained_again_has_nothing_measured(model):
+    plant(model, FAST)
+    old = runtime_folder(model)
+    checkpoint(model, seed=1)
+    assert read_agreements(model)==[] and choose_runtime(model)==Runtime() and runtime_folder(model)!=old
+
+
+def test_thresholds_of_another_fit_count_as_another_model(model):
+    plant(model, FAST)
+    write_decisions(model, dict(A=.6,B=.5), {})
+    assert read_agreements(model)==[]
+
+
+def test_a_checkpoint_that_may_not_be_written_to(made, monkeypatch, tmp_path):
+    monkeypatch.setattr(os, 'access', lambda *a: False)
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+    assert runtime_folder(made).is_relative_to(tmp_path) and '@' in runtime_folder(made).name
+
+
+def test_what_was_compiled_and_changed_since_is_made_again(model):
+    plant(model, FAST)
+    path = compiled(Screener.load(model).models[0], model, 'openvino')
+    whole = path.with_suffix('.bin').read_bytes()
+    path.with_suffix('.bin').write_bytes(whole[:-8])
+    Screener.load(model, runtime='openvino').score(papers(2))
+    assert path.with_suffix('.bin').read_bytes()==whole
+
+
+def test_members_of_an_ensemble_are_run_by_their_own_measurements(model, tmp_path):
+    from ipbes_classifier.ensemble import Combination, EnsembleModel
+    from ipbes_classifier.models import load_model, model_version
+    both = {'one':model, 'two':checkpoint(tmp_path/'two',3)}
+    combination = Combination(np.full((2,2),.5), np.zeros(2), 'score')
+    e = EnsembleModel(['A','B'], runtimes.Input(), 'BCE', both, {n:model_version(p) for n,p in both.items()}, combination)
+    (tmp_path/'mean').mkdir()
+    e.save(tmp_path/'mean')
+    write_decisions(tmp_path/'mean', dict(A=.5,B=.5), {})
+    plant(model, FAST)
+    fast,plain = Screener.load(tmp_path/'mean', runtime='auto'),Screener.load(tmp_path/'mean')
+    assert fast.runtime.startswith('openvino@') and fast.runtime.endswith('/512 + torch') and plain.runtime=='' and len(encoders_of(load_model(tmp_path/'mean'),tmp_path/'mean'))==2
+    np.testing.assert_allclose(fast.score(papers(9)).A_score, plain.score(papers(9)).A_score, atol=1e-5)
+
+
+def test_auto_measures_where_there_is_much_to_score(model, tmp_path, monkeypatch):
+    write_records([papers(120)], tmp_path/'lake.csv')
+    said = []
+    files = [str(tmp_path/'lake.csv')]
+    assert runtimes_for([model], tmp_path/'out', files, 'auto', say=said.append)=={} and not read_agreements(model)
+    monkeypatch.setattr('ipbes_classifier.screen_corpus._MEASURED_FROM', 50)
+    for name in ('agreement','screen_corpus'): monkeypatch.setattr(f'ipbes_classifier.{name}.runtimes_here', lambda: ['torch','openvino'])
+    runtimes_for([model], tmp_path/'out', files, 'auto', say=said.append)
+    assert [a.runtime for a in read_agreements(model)]==['openvino']
+    assert any('to compare with' in s for s in said) and any('runs in' in s for s in said)
+
+
+def test_measuring_needs_thresholds_and_records(model):
+    with pytest.raises(ValueError, match='9 records are too few'): measure_on(papers(9), [model])
+    (model/'thresholds.json').unlink()
+    with pytest.raises(ValueError, match='has no thresholds.json'): measure_runtimes(small_encoder(), model, papers(60), ['openvino'])
+
+
+def ipbes(folder, *args):
+    "Run a command there."
+    return subprocess.run([str(IPBES),*map(str,args)], cwd=folder, env=os.environ|dict(OMP_NUM_THREADS='1', IPBES_ENV='', COLUMNS='200'), capture_output=True, text=True)
+
+
+def test_a_runtime_that_was_not_measured_ends_in_a_sentence(model, tmp_path):
+    write_records([papers(14)], tmp_path/'lake.csv')
+    bad = ipbes(tmp_path, 'predict', 'lake.csv', '-m', 'small', '-o', 'p.csv', '--runtime', 'openvino')
+    assert bad.returncode==1 and '`ipbes runtimes -m small INPUT` does that' in bad.stderr and not (tmp_path/'p.csv').exists()
+
+
+@pytest.mark.long
+def test_the_command_that_measures(model, tmp_path):
+    write_records([papers(140)], tmp_path/'lake.csv')
+    done = ipbes(tmp_path, 'runtimes', 'lake.csv', '-m', 'small', '-n', '100')
+    assert done.returncode==0, done.stderr
+    assert 'openvino: ' in done.stdout and 'times the r' in done.stdout and 'openvino-int8: ' in done.stdout
