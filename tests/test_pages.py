@@ -64,12 +64,13 @@ def test_export_and_clean_change_nothing(tree):
 
 # imports what most pages do, which takes longer than many a page, and then forks a process for each page that it is sent
 SERVER = """
-import os, signal, sys
+import gc, os, signal, sys
 from pathlib import Path
 import datasketch, matplotlib.pyplot, pyarrow.parquet, scipy.stats, seaborn, sklearn.feature_extraction.text, sklearn.linear_model, torch, transformers
 from nbdev.config import get_config
 from nbdev.test import test_nb
 
+gc.freeze() # collections in a page need not go through what was imported here
 for line in sys.stdin:
     path,log = line.rstrip('\\n').split('\\t')
     if pid := os.fork():
