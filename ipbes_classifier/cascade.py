@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['N_FEATURES', 'LOWEST', 'HIGHEST', 'N_PARTS', 'hash_words', 'margins', 'fit_words', 'allowed_losses', 'Cut',
-           'find_cut', 'Cascade', 'Asked', 'fit_cascade', 'selects', 'measure_cascade', 'cascade_folder',
+           'find_cut', 'Cascade', 'Asked', 'fit_cascade', 'selects', 'measure_cascade', 'cut_plot', 'cascade_folder',
            'save_cascade', 'load_cascade', 'find_cascade', 'fold_of', 'make_cascade', 'measure_on_test']
 
 # %% ../nbs/31_cascade.ipynb #f2e58f10
@@ -22,11 +22,13 @@ from .files import atomic_dir, file_hash, obj_hash, read_json, write_json
 from .folds import Fold, read_fold
 from .hub import checkpoint_folder
 from .models import model_version
+from .plots import _effort, _figure, _percent, _say, _style
 from .records import read_records
 from .screen import Screener, as_records
 from .train import read_dataset
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from scipy.sparse import csr_matrix
 
 # %% ../nbs/31_cascade.ipynb #4a310fd8
@@ -228,6 +230,30 @@ def measure_cascade(
     table = pd.DataFrame(out)
     table.attrs['read'] = float(kept.mean())
     return table
+
+# %% ../nbs/31_cascade.ipynb #20aab173
+@_style()
+def cut_plot(
+    s:np.ndarray,           # (n,) scores by the first pass, of records that it was not fitted on
+    selected:np.ndarray,    # (n,) True for those that the model selects
+    cut:Cut,                # is marked
+    fig:'Figure|None'=None, # draw here instead of on a new figure
+)->'Figure':                # one axes
+    "The share of the selected records that is kept, over the share of all records that is read, and where the cut stands."
+    s,selected = np.asarray(s,dtype=np.float32),np.asarray(selected,dtype=bool)
+    fig = _figure(fig, 6, 3.8)
+    ax = fig.subplots()
+    if not selected.any(): _say(ax, f'none of {len(s):,} records is selected'); return fig
+    read,kept = (s>=cut.value,s[selected]>=cut.value) if cut.value is not None else (np.ones(len(s)),np.ones(1))
+    ax.plot(*_effort(selected.astype(int),s), label=f'first pass, {int(selected.sum()):,} of {len(s):,} records selected')
+    ax.plot([0,1],[0,1], ':', color='.6', linewidth=1, zorder=0, label='read at random')
+    what = f'cut: {_percent(read.mean())} read, {100*kept.mean():.4g} % kept' if cut.value is not None else 'no cut: everything is read'
+    ax.plot(read.mean(), kept.mean(), 'o', color='.15', zorder=3, label=what)
+    ax.axvline(read.mean(), color='.3', linestyle='--', linewidth=1)
+    ax.set(xlabel='share of all records that the model reads', ylabel='share of selected records kept', xlim=(-0.01,1.02), ylim=(-0.01,1.03))
+    for axis in (ax.xaxis,ax.yaxis): axis.set_major_formatter(lambda x,_: _percent(x))
+    ax.legend(loc='lower right')
+    return fig
 
 # %% ../nbs/31_cascade.ipynb #4f3b98e3
 def cascade_folder(

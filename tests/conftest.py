@@ -28,6 +28,7 @@ RAY_STARTS = ('test_cluster','test_grid','test_grid_faults','test_hpo','test_scr
 RAY_PAGES = ('20g_cluster','22a_trials','23_hpo','32a_screen_on_ray','40c_engines')
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
     "With pytest-xdist and `--dist loadgroup` a module stays in one worker, which makes its fixtures once; pages go anywhere, and one Ray runs at a time."
     if not config.pluginmanager.hasplugin('xdist'): return

@@ -62,21 +62,47 @@ def test_export_and_clean_change_nothing(tree):
     assert not changed, f"run nbdev_export and nbdev_clean and commit; they change {changed}"
 
 
-RUN = """
-import sys
+# imports what most pages do, which takes longer than many a page, and then forks a process for each page that it is sent
+SERVER = """
+import gc, os, signal, sys
 from pathlib import Path
+import datasketch, matplotlib.pyplot, pyarrow.parquet, scipy.stats, seaborn, sklearn.feature_extraction.text, sklearn.linear_model, torch, transformers
 from nbdev.config import get_config
 from nbdev.test import test_nb
-cfg = get_config()
-ok,_ = test_nb(Path(sys.argv[1]), skip_flags=cfg.tst_flags.split(), basepath=cfg.config_path)
-sys.exit(not ok)
+
+gc.freeze() # collections in a page need not go through what was imported here
+for line in sys.stdin:
+    path,log = line.rstrip('\\n').split('\\t')
+    if pid := os.fork():
+        print(os.waitstatus_to_exitcode(os.waitpid(pid,0)[1]), flush=True)
+        continue
+    signal.alarm(600)
+    for fd,name,flags in ((0,os.devnull,os.O_RDONLY),(1,log,os.O_WRONLY|os.O_CREAT),(2,log,os.O_WRONLY|os.O_APPEND)): os.dup2(os.open(name,flags),fd)
+    os.chdir(Path(path).parent)
+    sys.argv = ['']
+    cfg = get_config()
+    ok,_ = test_nb(Path(path), skip_flags=cfg.tst_flags.split(), basepath=cfg.config_path)
+    sys.exit(not ok)
 """
 
+@pytest.fixture(scope='module')
+def run_page(tmp_path_factory):
+    "A function that runs a page in a process of its own; its exit code, and what it printed."
+    log = tmp_path_factory.mktemp('pages')/'log'
+    with subprocess.Popen([sys.executable,'-c',SERVER], cwd=ROOT/'nbs', env=os.environ|dict(IN_TEST='1'), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+        def run(path):
+            log.unlink(missing_ok=True)
+            server.stdin.write(f'{path}\t{log}\n')
+            server.stdin.flush()
+            return int(server.stdout.readline()), log.read_text(errors='replace')
+        yield run
+
+
 @pytest.mark.parametrize('path', [page(p) for p in PAGES])
-def test_page_runs(path):
+def test_page_runs(path, run_page):
     "Every cell not flagged `notest`, `slow` or `gpu`, in a process of its own, as JupyterLab starts it: in nbs/."
-    done = python('-c', RUN, str(path), cwd=path.parent, IN_TEST='1')
-    if done.returncode: pytest.fail(f"{path.relative_to(ROOT)}\n{done.stdout[-2000:]}\n{done.stderr[-8000:]}", pytrace=False)
+    code,out = run_page(path)
+    if code: pytest.fail(f"{path.relative_to(ROOT)}: exit code {code}\n{out[-10000:]}", pytrace=False)
 
 
 @pytest.mark.parametrize('path', [page(p) for p in PAGES if module_of(p)])
