@@ -8,10 +8,9 @@ __all__ = ['Corpus', 'open_corpus', 'read_scores', 'Stratum', 'Design', 'draw', 
 # %% ../nbs/35_audit.ipynb #c0000002
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -256,7 +255,7 @@ def write_sample(
     if out.suffix in ('.csv','.tsv'): df = _no_formulas(df)
     write_json(design_file(out), dict(screening=design.screening, seed=design.seed, labels=design.labels, rows=design.rows, by=design.by, cuts=design.cuts,
                                       strata=[asdict(s) for s in design.strata], drawn=design.drawn.to_dict('records')))
-    return write_records(df.assign(**{l:_TO_FILL[out.suffix] for l in design.labels}), out)
+    return write_records(df.assign(**dict.fromkeys(design.labels,_TO_FILL[out.suffix])), out)
 
 # %% ../nbs/35_audit.ipynb #c0000053
 def read_design(

@@ -11,7 +11,6 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -52,7 +51,7 @@ class Cell(NamedTuple):
     x:int     # of these, relevant
 
     @property
-    def count(self)->float:
+    def found(self)->float:
         "Estimated number of relevant records, 0 where nothing was drawn."
         return self.size*self.x/self.n if self.n else 0.
 
@@ -71,8 +70,8 @@ def _sum(cells:Sequence[Cell], c:Sequence[float], confidence:float)->Estimate:
     up = down = value = 0.
     for cell,w in zip(cells,c):
         low,high = exact_limits(*cell[::-1],confidence)
-        below,above = cell.count-low,high-cell.count
-        value += w*cell.count
+        below,above = cell.found-low,high-cell.found
+        value += w*cell.found
         down += (w*(below if w>0 else above))**2
         up += (w*(above if w>0 else below))**2
     return Estimate(value, value-math.sqrt(down), value+math.sqrt(up))
@@ -101,7 +100,7 @@ def ratio(
 )->Estimate:
     "The share of relevant records that lies inside; undefined if none was seen."
     cells,k = [*inside,*outside],len(inside)
-    a,b = (sum(c.count for c in part) for part in (inside,outside))
+    a,b = (sum(c.found for c in part) for part in (inside,outside))
     if not a+b: return UNDEFINED
     at = lambda r: _sum(cells,[1-r]*k+[-r]*(len(cells)-k),confidence)
     r = a/(a+b)
@@ -177,7 +176,7 @@ def _members(corpus:Corpus, label:str, parts:Sequence[Part], numbers:np.ndarray)
     return out
 
 # %% ../nbs/35a_estimates.ipynb #c0000042
-def _cells(d:Design, stratum:np.ndarray, y:np.ndarray, sizes:Sequence[int], keep:np.ndarray)->list[Cell]:
+def _cells(d:Design, stratum:np.ndarray, y:np.ndarray, sizes:Sequence[int]|np.ndarray, keep:np.ndarray)->list[Cell]:
     "The cells of the drawn records in `keep`, of strata that have any records there."
     return [Cell(int(size),int((at := keep&(stratum==h)).sum()),int(y[at].sum())) for h,size in enumerate(sizes) if size]
 
