@@ -81,10 +81,12 @@ def quantile(y: np.ndarray, drawn: np.ndarray, target: float) -> tuple[int,float
 
 def remainder(y: np.ndarray, drawn: np.ndarray, target: float, every: int) -> tuple[int,float]:
     "The same by the test on the sample's records among those left, looked at after every batch; the sample's relevant records count as found."
+    before = np.cumsum(np.r_[0,y])
     for k in range(0,len(y),every):
         left = drawn[drawn>=k]
-        if remainder_p(int(y[:k].sum()), len(y)-k, len(left), int(y[left].sum()), target)<1-CONFIDENCE:
-            return with_sample(y,drawn,k), (y[:k].sum()+y[left].sum())/y.sum()
+        found,relevant = int(before[k]),int(y[left].sum())
+        if len(left)*((found+relevant)/target-found+1)/(len(y)-k)<max(2,relevant): continue # no chance of a small p
+        if remainder_p(found, len(y)-k, len(left), relevant, target)<1-CONFIDENCE: return with_sample(y,drawn,k), (found+relevant)/y.sum()
     return len(y),1.
 
 

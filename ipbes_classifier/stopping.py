@@ -12,6 +12,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import NormalDist
 
 import numpy as np
 import pandas as pd
@@ -153,12 +154,12 @@ def hypergeometric_stop(
 # %% ../nbs/35b_stopping.ipynb #c0000043
 def _is_unlikely(y:np.ndarray, size:int, target:float, alpha:float)->bool:
     "Is `hypergeometric_p` below `alpha`?"
-    from scipy.stats import hypergeom, norm
+    from scipy.stats import hypergeom
     found,urn,least,read = _urns(y,size,target)
     if (least>urn).any(): return True
     mean = read*least/urn
     sd = np.sqrt(mean*(1-least/urn)*(urn-read)/np.maximum(urn-1,1))
-    try_ = np.flatnonzero(found<=mean+.75*min(norm.ppf(alpha),0)*sd)
+    try_ = np.flatnonzero(found<=mean+.75*min(NormalDist().inv_cdf(alpha),0)*sd)
     return any(hypergeom.cdf(found[i],urn[i],least[i],read[i])<alpha for i in try_[np.argsort(((found-mean)/np.maximum(sd,1e-9))[try_])])
 
 # %% ../nbs/35b_stopping.ipynb #c0000047
