@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from .audit import Corpus, Design, _strata_of, open_corpus, read_sample, read_scores
+from .audit import Corpus, Design, open_corpus, read_sample, read_scores, strata_of
 
 # %% ../nbs/35a_estimates.ipynb #c0000005
 def _last(holds:Callable[[int],bool], low:int, high:int)->int:
@@ -161,7 +161,7 @@ def _inside(corpus:Corpus, label:str, parts:Sequence[Part])->Iterator[tuple[int,
 def _cell_sizes(corpus:Corpus, label:str, parts:Sequence[Part], d:Design)->np.ndarray:
     "(n_strata, n_parts) records of each stratum inside each part."
     sizes = np.zeros((len(d.strata),len(parts)),dtype=np.int64)
-    strata = (np.zeros(len(s),dtype=np.int64) if not d.by else _strata_of(s,selected,d.cuts) for _,s,selected in read_scores(corpus,d.by or label))
+    strata = (np.zeros(len(s),dtype=np.int64) if not d.by else strata_of(s,selected,d.cuts) for _,s,selected in read_scores(corpus,d.by or label))
     for h,(_,inside) in zip(strata,_inside(corpus,label,parts)):
         for j in range(len(parts)): sizes[:,j] += np.bincount(h[inside[:,j]], minlength=len(sizes))
     return sizes

@@ -17,7 +17,7 @@ from statistics import NormalDist
 import numpy as np
 import pandas as pd
 
-from .audit import _scores_at, open_corpus, read_sample, read_scores
+from .audit import open_corpus, read_sample, read_scores, scores_at
 from .records import parse_labels, read_records
 
 # %% ../nbs/35b_stopping.ipynb #c0000005
@@ -250,7 +250,7 @@ def stopping(
 def _ranks(folder:str|os.PathLike, label:str, numbers:np.ndarray)->np.ndarray:
     "(n,) ranks of records of a screening; inf for what has no score."
     corpus = open_corpus(folder)
-    mine = _scores_at(corpus,label,numbers)
+    mine = scores_at(corpus,label,numbers)
     rank = np.where(np.isnan(mine),np.inf,1.)
     for start,s,_ in read_scores(corpus,label):
         ordered = np.sort(s[~np.isnan(s)])

@@ -10,7 +10,7 @@ import pytest
 from scipy.stats import binomtest, hypergeom
 from typer.testing import CliRunner
 
-from ipbes_classifier.audit import _strata_of, design_file, draw, open_corpus, read_design, read_sample, write_sample
+from ipbes_classifier.audit import design_file, draw, open_corpus, read_design, read_sample, strata_of, write_sample
 from ipbes_classifier.cli import app
 from ipbes_classifier.config import load_config
 from ipbes_classifier.estimates import Cell, _of_label, estimate, exact_limits, ratio, total
@@ -90,7 +90,7 @@ def test_each_record_has_the_stated_chance(found, rows):
     count = np.zeros(600)
     for seed in range(60): count[draw(found,90,'A',seed).drawn.number] += 1
     d = draw(found,90,'A')
-    stratum = _strata_of(rows.A_score.to_numpy(float), rows.A_pred.to_numpy()==1, d.cuts)
+    stratum = strata_of(rows.A_score.to_numpy(float), rows.A_pred.to_numpy()==1, d.cuts)
     for h,s in enumerate(d.strata):
         chance,mine = s.drawn/s.size,count[stratum==h]
         assert len(mine)==s.size and mine.sum()==60*s.drawn
