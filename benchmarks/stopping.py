@@ -151,7 +151,7 @@ def main() -> None:
         out.append(read_json(path))
         print(f"{label}, {relevant} relevant, order {order}: {out[-1]['seconds']} s", flush=True)
     write_json(o.results or results_file('stopping',o.quick), dict(
-        command='python benchmarks/stopping.py'+' --quick'*o.quick, data='corpus.parquet', data_sha256=file_hash(data/'corpus.parquet'), settings=settings, seed=o.seed,
+        command='python benchmarks/stopping.py'+' --quick'*o.quick, quick=o.quick, data='corpus.parquet', data_sha256=file_hash(data/'corpus.parquet'), settings=settings, seed=o.seed,
         n={l:dict(records=len(y),relevant=int(y[:,j].sum())) for j,l in enumerate(LABELS)}, rows=[r for x in out for r in x['rows']],
         cpu_seconds=sum(x['seconds'] for x in out), **machine()))
     print(o.results or results_file('stopping',o.quick))
