@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['app', 'Overrides', 'ConfigFile', 'Model', 'Models', 'Fold', 'Folds', 'Run', 'Runs', 'Loss', 'Losses', 'WithTitle',
-           'WithKeywords', 'BestMetric', 'HpConfig', 'RuntimeName', 'Experiment', 'Force', 'fetch', 'init', 'assess',
-           'fetch_zotero', 'fetch_openalex', 'fetch_published', 'fill', 'preprocess', 'folds', 'train', 'ensemble',
-           'hpo', 'run', 'compare', 'demo', 'metrics', 'predict', 'cascade', 'screen', 'explain', 'records', 'push',
-           'convert', 'config', 'info', 'main']
+           'WithKeywords', 'BestMetric', 'HpConfig', 'RuntimeName', 'Experiment', 'Force', 'fetch', 'audit', 'init',
+           'assess', 'fetch_zotero', 'fetch_openalex', 'fetch_published', 'fill', 'preprocess', 'folds', 'train',
+           'ensemble', 'hpo', 'run', 'compare', 'demo', 'metrics', 'predict', 'cascade', 'screen', 'explain',
+           'audit_draw', 'audit_estimate', 'audit_stop', 'records', 'push', 'convert', 'config', 'info', 'main']
 
 # %% ../nbs/90_cli.ipynb #a060365b
 import os
@@ -640,6 +640,61 @@ def explain(
     from ipbes_classifier.explain import explain_file
     typer.echo(f'{explain_file(file, model, out, label, first, method)} records explained: {out}')
 
+# %% ../nbs/90_cli.ipynb #e6f3333f
+audit = typer.Typer(help='What a random sample, labelled by people, says of a screening: prevalence, recall, when to stop reading.', no_args_is_help=True, rich_markup_mode=None,
+                    context_settings=dict(help_option_names=['-h','--help']))
+app.add_typer(audit, name='audit', short_help='Draw a sample for people to label; estimate recall from it; say when to stop reading a list.')
+
+# %% ../nbs/90_cli.ipynb #10856a1f
+@audit.command('draw')
+def audit_draw(
+    folder:Annotated[Path, typer.Argument(help='A screening, as `ipbes screen` wrote it')],
+    out:Annotated[Path, typer.Option('--output','-o', help='.csv, .tsv, .xlsx or .ris; the design of the sample goes beside it')],
+    n:Annotated[int, typer.Option('--n','-n', min=1, help='Records')]=200,
+    by:Annotated[str, typer.Option('--by', help='Stratify by the scores of this label; default: a simple random sample')]='',
+    seed:Annotated[int, typer.Option('--seed', min=0, help='The same seed draws the same records')]=42,
+    scores:Annotated[bool, typer.Option('--scores', help='Show the scores; who judges should better not see them')]=False,
+)->None:
+    "Draw records of the whole corpus, read by the model or not, for people to write 0 or 1 in a column per label: `ipbes audit draw found -n 200 -o sample.csv`."
+    from ipbes_classifier.audit import design_file, draw, write_sample
+    design = draw(folder, n, by, seed)
+    write_sample(design, folder, out, scores)
+    for s in design.strata if by else (): typer.echo(f'{s.drawn:,} of {s.size:,}: {s.name}')
+    typer.echo(f'{n:,} of {design.rows:,} records: {out}; keep {design_file(out).name} beside it')
+
+# %% ../nbs/90_cli.ipynb #944f59e6
+@audit.command('estimate')
+def audit_estimate(
+    folder:Annotated[Path, typer.Argument(help='The screening that the sample was drawn from')],
+    sample:Annotated[Path, typer.Argument(help='The sample, filled in')],
+    first:Annotated[list[int]|None, typer.Option('--first', min=1, metavar='K', help='Recall of the first K ranks; several: repeat; default: 100, 1000, ...')]=None,
+    confidence:Annotated[float, typer.Option('--confidence', help='Of the intervals')]=.95,
+    design:Annotated[Path|None, typer.Option('--design', help='Default: beside the sample')]=None,
+    out:Annotated[Path|None, typer.Option('--output','-o', help='The same as .csv, .parquet or .xlsx')]=None,
+)->None:
+    "Prevalence, number of relevant records, recall and precision of what is selected and of the first ranks, each with an interval."
+    from ipbes_classifier.estimates import estimate
+    from ipbes_classifier.records import write_records
+    table = estimate(folder, sample, first or (), confidence, design)
+    if out: write_records(table, out)
+    typer.echo(table.to_string(index=False, na_rep='', float_format='{:.4g}'.format, line_width=shutil.get_terminal_size().columns))
+    typer.echo(f'n: drawn records of the part that a row is about; intervals of confidence {confidence:g}; what is empty is undefined')
+
+# %% ../nbs/90_cli.ipynb #5ab48a0a
+@audit.command('stop')
+def audit_stop(
+    file:Annotated[Path, typer.Argument(metavar='LIST', help='A ranked list with the label filled in as far as it was read; or .txt, a 0 or 1 per line in reading order')],
+    label:Annotated[str, typer.Option('--label','-l', help='Column of the label')]='',
+    folder:Annotated[Path|None, typer.Option('--folder', help='The screening that the list is of')]=None,
+    size:Annotated[int|None, typer.Option('--size', min=1, help='Records of the corpus, where there is no screening')]=None,
+    sample:Annotated[Path|None, typer.Option('--sample', help='A simple random sample of the screening, filled in, for a rule that holds whatever the ranking')]=None,
+    target:Annotated[float, typer.Option('--target', help='Recall')]=.95,
+    confidence:Annotated[float, typer.Option('--confidence', help='That it is reached')]=.95,
+)->None:
+    "Say whether enough of a ranked list has been read: `ipbes audit stop list.csv --label LABEL --folder found --sample sample.csv`."
+    from ipbes_classifier.stopping import stopping_of
+    typer.echo(stopping_of(file, label, folder, size, sample, target, confidence))
+
 # %% ../nbs/90_cli.ipynb #6a2594b6
 @app.command()
 def records(
@@ -772,7 +827,7 @@ def _interrupted(args:Sequence[str])->str:
 # %% ../nbs/90_cli.ipynb #5e5b46ea
 def main()->None:
     "The console script: run a command; a wrong input ends in one sentence and exit code 1."
-    for c in (*app.registered_commands,*fetch.registered_commands): c.short_help = c.callback.__doc__
+    for c in (*app.registered_commands,*fetch.registered_commands,*audit.registered_commands): c.short_help = c.callback.__doc__
     try:
         with _short_warnings(): app()
     except SystemExit as e:

@@ -46,7 +46,7 @@ def test_figures_of_a_search_are_those_of_its_epochs(search_benchmark):
     assert search_benchmark.figures(epochs, 3.21, 'value')==dict(epochs=3, seconds=3.2, best=.5, best_trial=1, best_epoch=2)
 
 
-@pytest.mark.parametrize('name', ['search','grid','training'])
+@pytest.mark.parametrize('name', ['search','grid','training','stopping'])
 def test_committed_figures_are_of_full_size(root, name):
     "A quick run must not stand where figures of full size are quoted from."
     path = root/f'benchmarks/results/{name}.json'
@@ -54,6 +54,7 @@ def test_committed_figures_are_of_full_size(root, name):
     q = json.loads(path.read_text())
     assert not q['quick'] and f'benchmarks/{name}.py' in q['command'] and '--quick' not in q['command']
     if name=='training': assert q['ours']['peak_mb']>0 and q['n']>=700
+    elif name=='stopping': assert all(r['reviews']>=200 and r['low']<=r['reached']<=r['high'] for r in q['rows']) and q['settings']['size']==20_000
     elif name=='search': assert q['max_difference']==0 and q['epochs_compared']==q['asha']['epochs']<q['to_the_end']['epochs']
     else: assert all(q['seconds'][way][x]>0 for way in q['seconds'] for x in ('cold','all'))
 
