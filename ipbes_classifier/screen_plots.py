@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['screened_scores', 'expected_effort']
 
-# %% ../nbs/33c_screen_plots.ipynb #9f9d0e25
+# %% ../nbs/33c_screen_plots.ipynb #b4e78926
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -18,23 +18,29 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from ipbes_classifier.screen_figures import LabelFigures
 
-# %% ../nbs/33c_screen_plots.ipynb #a953753f
+# %% ../nbs/33c_screen_plots.ipynb #a4861d68
 def _plain(labels:Sequence[str])->list[str]:
     "Labels as matplotlib shows them as they are."
     return [l.replace('$',r'\$') for l in labels]
 
-# %% ../nbs/33c_screen_plots.ipynb #6e9e85cf
+# %% ../nbs/33c_screen_plots.ipynb #db993d44
 def _histogram(ax, f:'LabelFigures', color)->None:
     "Records in each interval of the score of one label, the selected ones in colour."
     low,high = f.counts
     at,width = (np.arange(len(low))+.5)/len(low),1/len(low)
     ax.bar(at, low, width, color='.75', label='not selected')
     ax.bar(at, high, width, bottom=low, color=color, label='selected')
-    if f.threshold==f.threshold: ax.axvline(f.threshold, color='black', linestyle='--', linewidth=1, label=f'from {f.threshold:.3g} on')
+    if f.threshold==f.threshold: ax.axvline(f.threshold, color='black', linestyle='--', linewidth=1, label='lowest score that was selected')
     _counts_axis(ax)
     ax.set(xlabel='score', xlim=(0,1))
 
-# %% ../nbs/33c_screen_plots.ipynb #fb4ff96d
+# %% ../nbs/33c_screen_plots.ipynb #f2f35e2a
+def _legend_below(fig, axes)->None:
+    "One legend for all panels, from the one that has most to tell."
+    handles,names = max((ax.get_legend_handles_labels() for ax in axes), key=lambda x: len(x[0]))
+    if handles: fig.legend(handles, names, loc='outside lower center', ncols=len(names))
+
+# %% ../nbs/33c_screen_plots.ipynb #8c706a11
 @_style()
 def screened_scores(
     figures:'Mapping[str,LabelFigures]', # of `screen_figures.score_figures`
@@ -45,21 +51,22 @@ def screened_scores(
     for ax,f,color in zip(axes,figures.values(),label_colors(list(figures)).values()):
         if not f.scored: _say(ax, 'no record has a score'); continue
         _histogram(ax, f, color)
-        ax.set_title(f'{ax.get_title()}\n{f.selected:,} of {f.scored:,} selected')
-        ax.legend(loc='upper right')
+        from_ = f', from {f.threshold:.3g} on' if f.threshold==f.threshold else ''
+        ax.set_title(f'{ax.get_title()}\n{f.selected:,} of {f.scored:,} selected{from_}')
     axes[0].set_ylabel('records')
+    _legend_below(fig, axes)
     return fig
 
-# %% ../nbs/33c_screen_plots.ipynb #01cad958
+# %% ../nbs/33c_screen_plots.ipynb #b172d25d
 def _effort_panel(ax, plain:'pd.DataFrame', corrected:'pd.DataFrame|None', n:int, color)->None:
     "Expected recall over papers read, for one label."
     if corrected is not None and len(corrected): ax.plot(corrected['read'], corrected.recall, color=color, label='at the prevalence of the corpus')
     ax.plot(plain['read'], plain.recall, color='.35', linestyle='--', linewidth=1.2, label='as calibrated')
     ax.axvline(min(n,int(plain['read'].iloc[-1])), color='black', linestyle=':', linewidth=1.2, label='end of the list')
-    ax.set(xscale='log', xlabel='papers read', ylim=(-.01,1.03), xlim=(1,None))
+    ax.set(xscale='log', xlabel='papers read', ylim=(-.01,1.03), xlim=(1,max(2,int(plain['read'].iloc[-1]))))
     ax.xaxis.set_major_formatter(lambda x,_: f'{x:,.0f}')
 
-# %% ../nbs/33c_screen_plots.ipynb #36a31f43
+# %% ../nbs/33c_screen_plots.ipynb #a70247c5
 @_style()
 def expected_effort(
     plain:'Mapping[str,pd.DataFrame]',     # of `screen_figures.reading_effort`, by label, as calibrated
@@ -68,11 +75,10 @@ def expected_effort(
     fig:'Figure|None'=None,                # draw here instead of on a new figure
 )->'Figure':                               # a panel per label
     "Expected recall among scored papers over the number read, best score first."
-    fig,axes = _panels(_plain(list(plain)), fig, height=3, share=True)
+    fig,axes = _panels(_plain(list(plain)), fig, height=3)
     for ax,(label,curve),color in zip(axes,plain.items(),label_colors(list(plain)).values()):
         if not len(curve): _say(ax, 'no probabilities:\nthe model has no calibration'); continue
         _effort_panel(ax, curve, corrected.get(label), n, color)
     axes[0].set_ylabel('expected recall')
-    shown = next((ax for ax in axes if len(ax.get_lines())>2), next((ax for ax in axes if ax.get_lines()), None))
-    if shown: fig.legend(*shown.get_legend_handles_labels(), loc='outside lower center', ncols=3)
+    _legend_below(fig, axes)
     return fig

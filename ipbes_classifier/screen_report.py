@@ -6,7 +6,7 @@
 __all__ = ['sample_screening', 'find_models', 'dev_prevalence', 'expected_table', 'list_table', 'top_papers', 'unread_table',
            'bad_files', 'screening_facts']
 
-# %% ../nbs/33a_screen_report.ipynb #b3c67f36
+# %% ../nbs/33a_screen_report.ipynb #23c180f3
 import html
 import os
 import tempfile
@@ -27,7 +27,7 @@ from .records import clean_records
 from .screen import Screener
 from .screen_figures import Expected
 
-# %% ../nbs/33a_screen_report.ipynb #57bd78ba
+# %% ../nbs/33a_screen_report.ipynb #0d310dda
 def _unseen(s:Any, folder:Path, n:int)->pd.DataFrame:
     "New papers of the synthetic sample, one in four of the relevant ones, some of them twice."
     from ipbes_classifier.config import label_names
@@ -40,7 +40,7 @@ def _unseen(s:Any, folder:Path, n:int)->pd.DataFrame:
     kept = data[(data[labels].sum(axis=1)==0)|(np.arange(len(data))%4==0)]
     return pd.concat([kept, kept.iloc[::40].assign(id=lambda d: d['id']+'-again', doi='')], ignore_index=True).sample(frac=1, random_state=s.seed)
 
-# %% ../nbs/33a_screen_report.ipynb #8022f04a
+# %% ../nbs/33a_screen_report.ipynb #5e1dc029
 def sample_screening(
     n:int=1500,       # about how many papers are screened
     judged:int=300,   # papers of the labelled sample
@@ -63,7 +63,7 @@ def sample_screening(
     told.sample(min(judged,len(told)), random_state=s.seed).to_csv(lake.parent/'labelled.csv', index=False)
     return found,lake.parent/'labelled.csv'
 
-# %% ../nbs/33a_screen_report.ipynb #6121f6ed
+# %% ../nbs/33a_screen_report.ipynb #9edc8ab6
 def find_models(
     folder:str|os.PathLike,                   # of a screening
     manifest:Mapping[str,Any],                # of `read_screening`
@@ -80,7 +80,7 @@ def find_models(
     if models: raise ValueError(f"{', '.join(map(str,models))} is {version}, and {folder} was screened by {manifest['settings']['model']}; name the checkpoints of the screening, in their order")
     return [],f"the checkpoint {', '.join(map(str,known))} is {version} now, and the screening was made by {manifest['settings']['model']}"
 
-# %% ../nbs/33a_screen_report.ipynb #99485a80
+# %% ../nbs/33a_screen_report.ipynb #4b86791e
 def dev_prevalence(
     checkpoints:Sequence[str|os.PathLike], # folders
     labels:Sequence[str],                  # of the models
@@ -90,23 +90,23 @@ def dev_prevalence(
     told = [read_json(p).get('dev_prevalence') or {} for p in paths if p.exists()]
     return {l:float(np.mean([t[l] for t in told])) for l in labels if told and len(told)==len(paths) and all(0<t.get(l,0)<1 for t in told)}
 
-# %% ../nbs/33a_screen_report.ipynb #d283b55b
+# %% ../nbs/33a_screen_report.ipynb #c4340f93
 def expected_table(
     found:Sequence[Expected], # of all labels
 )->pd.DataFrame:              # a row per label, as people read it
     "The answers side by side."
     def count(x:float, n:int)->str: return '' if x!=x else f'{x*n:,.0f}'
     rows = [{'label':e.label, 'records':f'{e.records:,}', 'prevalence on dev':_share(e.old), 'sum of probabilities':'' if e.summed!=e.summed else f'{e.summed:,.0f}',
-             'corrected by the scores (95 %)':f'{count(e.from_scores,e.records)} ({count(e.likely[0],e.records)} to {count(e.likely[1],e.records)})' if e.likely[0]==e.likely[0] else '', 'judged':f'{e.judged:,}' if e.judged else '', 'relevant among them':str(e.relevant) if e.judged else '',
-             'by the sample (95 %)':f'{count(e.relevant/e.judged,e.records)} ({count(e.sampled[0],e.records)} to {count(e.sampled[1],e.records)})' if e.judged else ''} for e in found]
+             'corrected by the scores (95 %)':f'{count(e.from_scores,e.records)} ({count(e.likely[0],e.records)}–{count(e.likely[1],e.records)})' if e.likely[0]==e.likely[0] else '', 'judged':f'{e.judged:,}' if e.judged else '', 'relevant among them':str(e.relevant) if e.judged else '',
+             'by the sample (95 %)':f'{count(e.relevant/e.judged,e.records)} ({count(e.sampled[0],e.records)}–{count(e.sampled[1],e.records)})' if e.judged else ''} for e in found]
     return pd.DataFrame(rows).set_index('label')
 
-# %% ../nbs/33a_screen_report.ipynb #76d16b08
+# %% ../nbs/33a_screen_report.ipynb #43f9c7ac
 def _share(x:float)->str:
     "A share as a person writes it."
     return '' if x!=x else f'{100*x:.2g} %' if x<.1 else f'{100*x:.0f} %'
 
-# %% ../nbs/33a_screen_report.ipynb #f2a10b6d
+# %% ../nbs/33a_screen_report.ipynb #3279fe31
 def _in_list(folder:str|os.PathLike, label:str, n:int, sample:pd.DataFrame|None)->tuple[int,int,int]:
     "Judged and relevant records of a sample that stand among the first `n`, and relevant ones in all."
     if sample is None or label not in sample: return 0,0,0
@@ -114,7 +114,7 @@ def _in_list(folder:str|os.PathLike, label:str, n:int, sample:pd.DataFrame|None)
     there = told.merge(listed(folder,label,n)[['file','row']], on=['file','row'])
     return len(there),int(there[label].sum()),int(told[label].sum())
 
-# %% ../nbs/33a_screen_report.ipynb #bc4e0edb
+# %% ../nbs/33a_screen_report.ipynb #7c6c170b
 def list_table(
     folder:str|os.PathLike,              # of a screening
     found:Sequence[Expected],            # of the labels to be shown
@@ -134,7 +134,7 @@ def list_table(
             'relevant of the judged in the list':f'{relevant} of {judged}' if judged else '', 'judged relevant that are in it':f'{relevant} of {all_}' if all_ else ''})
     return pd.DataFrame(rows).set_index('label')
 
-# %% ../nbs/33a_screen_report.ipynb #7d4106ae
+# %% ../nbs/33a_screen_report.ipynb #2cdca9f0
 def top_papers(
     folder:str|os.PathLike,      # of a screening
     label:str,                   # whose
@@ -150,17 +150,17 @@ def top_papers(
     told = explain(screener, raw.loc[kept.index], label) if screener and len(kept) else [None]*len(kept)
     return ''.join(_paper(row,e) for row,e in zip(table.to_dict('records'),told)) or '<p>No paper has a score.</p>'
 
-# %% ../nbs/33a_screen_report.ipynb #cd47d886
+# %% ../nbs/33a_screen_report.ipynb #6e15b861
 def _paper(row:Mapping[Any,Any], e:Any)->str:
     "One paper as HTML."
     where = ', '.join(html.escape(str(x)) for x in (row['authors'][:80],row['journal'],'' if row['year'] is pd.NA else row['year'],row['doi']) if x)
     facts = f"rank {row['rank']}, score {row['score']:.3f}"+(f", probability {row['probability']:.2f} as calibrated" if row['probability']==row['probability'] else '')
     also = f"; {row['duplicates']} near-duplicate{'s'*(row['duplicates']!=1)} folded: {html.escape(row['duplicate_ids'])}" if row['duplicates'] else ''
-    words = '' if e is None else '<p class="words">'+', '.join(f'{html.escape(w)} {c:+.2f}' for w,c in top_words(e,6).itertuples(index=False))+'</p>'
+    words = '' if e is None else f'<p class="words">words ({html.escape(e.method)}): '+', '.join(f'{html.escape(w)} {c:+.2f}' for w,c in top_words(e,6).itertuples(index=False))+'</p>'
     text = f'<p>{html.escape(row["abstract"][:600])}</p>' if e is None else to_html(e,('abstract',))
     return f'<article><h4>{html.escape(row["title"]) or "(no title)"}</h4><p class="facts">{where}<br>{facts}{also}</p>{words}{text}</article>'
 
-# %% ../nbs/33a_screen_report.ipynb #1f9d45c4
+# %% ../nbs/33a_screen_report.ipynb #9064de11
 def unread_table(
     manifest:Mapping[str,Any], # of `read_screening`
 )->pd.DataFrame:               # what, records, share of all
@@ -169,7 +169,7 @@ def unread_table(
     notes = {'read whole' if k=='' else k:v for k,v in sorted((manifest.get('notes') or {}).items())}
     return pd.DataFrame([dict(what=k, records=f'{v:,}', share=_share(v/n)) for k,v in notes.items()], columns=['what','records','share']).set_index('what')
 
-# %% ../nbs/33a_screen_report.ipynb #a56d54a5
+# %% ../nbs/33a_screen_report.ipynb #98d2ca08
 def bad_files(
     manifest:Mapping[str,Any], # of `read_screening`
     most:int=20,               # files to name
@@ -179,7 +179,7 @@ def bad_files(
     more = [dict(file=f'and {len(rows)-most:,} more', records='', problem='')] if len(rows)>most else []
     return pd.DataFrame([*rows[:most],*more], columns=['file','records','problem']).set_index('file')
 
-# %% ../nbs/33a_screen_report.ipynb #4a54b2b3
+# %% ../nbs/33a_screen_report.ipynb #dfd95cdf
 def screening_facts(
     folder:str|os.PathLike,    # of a screening
     manifest:Mapping[str,Any], # of `read_screening`
