@@ -6,7 +6,7 @@
 __all__ = ['sample_screening', 'find_models', 'dev_prevalence', 'expected_table', 'list_table', 'top_papers', 'unread_table',
            'bad_files', 'screening_facts']
 
-# %% ../nbs/33a_screen_report.ipynb #23c180f3
+# %% ../nbs/33a_screen_report.ipynb #c0abd901
 import html
 import os
 import tempfile
@@ -27,7 +27,7 @@ from .records import clean_records
 from .screen import Screener
 from .screen_figures import Expected
 
-# %% ../nbs/33a_screen_report.ipynb #0d310dda
+# %% ../nbs/33a_screen_report.ipynb #4e1284b6
 def _unseen(s:Any, folder:Path, n:int)->pd.DataFrame:
     "New papers of the synthetic sample, one in four of the relevant ones, some of them twice."
     from ipbes_classifier.config import label_names
@@ -40,7 +40,7 @@ def _unseen(s:Any, folder:Path, n:int)->pd.DataFrame:
     kept = data[(data[labels].sum(axis=1)==0)|(np.arange(len(data))%4==0)]
     return pd.concat([kept, kept.iloc[::40].assign(id=lambda d: d['id']+'-again', doi='')], ignore_index=True).sample(frac=1, random_state=s.seed)
 
-# %% ../nbs/33a_screen_report.ipynb #5e1dc029
+# %% ../nbs/33a_screen_report.ipynb #59afa8a3
 def sample_screening(
     n:int=1500,       # about how many papers are screened
     judged:int=300,   # papers of the labelled sample
@@ -63,7 +63,7 @@ def sample_screening(
     told.sample(min(judged,len(told)), random_state=s.seed).to_csv(lake.parent/'labelled.csv', index=False)
     return found,lake.parent/'labelled.csv'
 
-# %% ../nbs/33a_screen_report.ipynb #9edc8ab6
+# %% ../nbs/33a_screen_report.ipynb #18955d4c
 def find_models(
     folder:str|os.PathLike,                   # of a screening
     manifest:Mapping[str,Any],                # of `read_screening`
@@ -80,7 +80,7 @@ def find_models(
     if models: raise ValueError(f"{', '.join(map(str,models))} is {version}, and {folder} was screened by {manifest['settings']['model']}; name the checkpoints of the screening, in their order")
     return [],f"the checkpoint {', '.join(map(str,known))} is {version} now, and the screening was made by {manifest['settings']['model']}"
 
-# %% ../nbs/33a_screen_report.ipynb #4b86791e
+# %% ../nbs/33a_screen_report.ipynb #cef00ae9
 def dev_prevalence(
     checkpoints:Sequence[str|os.PathLike], # folders
     labels:Sequence[str],                  # of the models
@@ -90,23 +90,28 @@ def dev_prevalence(
     told = [read_json(p).get('dev_prevalence') or {} for p in paths if p.exists()]
     return {l:float(np.mean([t[l] for t in told])) for l in labels if told and len(told)==len(paths) and all(0<t.get(l,0)<1 for t in told)}
 
-# %% ../nbs/33a_screen_report.ipynb #c4340f93
+# %% ../nbs/33a_screen_report.ipynb #f57ffa99
 def expected_table(
     found:Sequence[Expected], # of all labels
 )->pd.DataFrame:              # a row per label, as people read it
-    "The answers side by side."
+    "The answers side by side; what nobody knows of any label is left out."
     def count(x:float, n:int)->str: return '' if x!=x else f'{x*n:,.0f}'
     rows = [{'label':e.label, 'records':f'{e.records:,}', 'prevalence on dev':_share(e.old), 'sum of probabilities':'' if e.summed!=e.summed else f'{e.summed:,.0f}',
              'corrected by the scores (95 %)':f'{count(e.from_scores,e.records)} ({count(e.likely[0],e.records)}–{count(e.likely[1],e.records)})' if e.likely[0]==e.likely[0] else '', 'judged':f'{e.judged:,}' if e.judged else '', 'relevant among them':str(e.relevant) if e.judged else '',
              'by the sample (95 %)':f'{count(e.relevant/e.judged,e.records)} ({count(e.sampled[0],e.records)}–{count(e.sampled[1],e.records)})' if e.judged else ''} for e in found]
-    return pd.DataFrame(rows).set_index('label')
+    return _known(pd.DataFrame(rows).set_index('label'))
 
-# %% ../nbs/33a_screen_report.ipynb #43f9c7ac
+# %% ../nbs/33a_screen_report.ipynb #0fc4b74c
+def _known(table:pd.DataFrame)->pd.DataFrame:
+    "A table without the columns that are empty throughout."
+    return table.loc[:,(table!='').any(axis=0)]
+
+# %% ../nbs/33a_screen_report.ipynb #4472c24c
 def _share(x:float)->str:
     "A share as a person writes it."
     return '' if x!=x else f'{100*x:.2g} %' if x<.1 else f'{100*x:.0f} %'
 
-# %% ../nbs/33a_screen_report.ipynb #3279fe31
+# %% ../nbs/33a_screen_report.ipynb #b7d6a12d
 def _in_list(folder:str|os.PathLike, label:str, n:int, sample:pd.DataFrame|None)->tuple[int,int,int]:
     "Judged and relevant records of a sample that stand among the first `n`, and relevant ones in all."
     if sample is None or label not in sample: return 0,0,0
@@ -114,7 +119,7 @@ def _in_list(folder:str|os.PathLike, label:str, n:int, sample:pd.DataFrame|None)
     there = told.merge(listed(folder,label,n)[['file','row']], on=['file','row'])
     return len(there),int(there[label].sum()),int(told[label].sum())
 
-# %% ../nbs/33a_screen_report.ipynb #7c6c170b
+# %% ../nbs/33a_screen_report.ipynb #6b74a6f9
 def list_table(
     folder:str|os.PathLike,              # of a screening
     found:Sequence[Expected],            # of the labels to be shown
@@ -132,9 +137,9 @@ def list_table(
         rows.append({'label':e.label, 'papers':f'{min(n,int(c["read"].iloc[-1])) if len(c) else 0:,}', 'precision as calibrated':_share(at(c,'precision')),
             'precision at the corpus':_share(at(k,'precision')), 'prevalence used':_share(e.best[0]), 'prevalence from':e.best[1] if e.best[0]==e.best[0] else '', 'recall at the corpus':_share(at(k,'recall')),
             'relevant of the judged in the list':f'{relevant} of {judged}' if judged else '', 'judged relevant that are in it':f'{relevant} of {all_}' if all_ else ''})
-    return pd.DataFrame(rows).set_index('label')
+    return _known(pd.DataFrame(rows).set_index('label'))
 
-# %% ../nbs/33a_screen_report.ipynb #2cdca9f0
+# %% ../nbs/33a_screen_report.ipynb #3c46812f
 def top_papers(
     folder:str|os.PathLike,      # of a screening
     label:str,                   # whose
@@ -150,7 +155,7 @@ def top_papers(
     told = explain(screener, raw.loc[kept.index], label) if screener and len(kept) else [None]*len(kept)
     return ''.join(_paper(row,e) for row,e in zip(table.to_dict('records'),told)) or '<p>No paper has a score.</p>'
 
-# %% ../nbs/33a_screen_report.ipynb #6e15b861
+# %% ../nbs/33a_screen_report.ipynb #20ddf778
 def _paper(row:Mapping[Any,Any], e:Any)->str:
     "One paper as HTML."
     where = ', '.join(html.escape(str(x)) for x in (row['authors'][:80],row['journal'],'' if row['year'] is pd.NA else row['year'],row['doi']) if x)
@@ -160,7 +165,7 @@ def _paper(row:Mapping[Any,Any], e:Any)->str:
     text = f'<p>{html.escape(row["abstract"][:600])}</p>' if e is None else to_html(e,('abstract',))
     return f'<article><h4>{html.escape(row["title"]) or "(no title)"}</h4><p class="facts">{where}<br>{facts}{also}</p>{words}{text}</article>'
 
-# %% ../nbs/33a_screen_report.ipynb #9064de11
+# %% ../nbs/33a_screen_report.ipynb #68ad4a92
 def unread_table(
     manifest:Mapping[str,Any], # of `read_screening`
 )->pd.DataFrame:               # what, records, share of all
@@ -169,7 +174,7 @@ def unread_table(
     notes = {'read whole' if k=='' else k:v for k,v in sorted((manifest.get('notes') or {}).items())}
     return pd.DataFrame([dict(what=k, records=f'{v:,}', share=_share(v/n)) for k,v in notes.items()], columns=['what','records','share']).set_index('what')
 
-# %% ../nbs/33a_screen_report.ipynb #98d2ca08
+# %% ../nbs/33a_screen_report.ipynb #08e1b401
 def bad_files(
     manifest:Mapping[str,Any], # of `read_screening`
     most:int=20,               # files to name
@@ -179,7 +184,7 @@ def bad_files(
     more = [dict(file=f'and {len(rows)-most:,} more', records='', problem='')] if len(rows)>most else []
     return pd.DataFrame([*rows[:most],*more], columns=['file','records','problem']).set_index('file')
 
-# %% ../nbs/33a_screen_report.ipynb #dfd95cdf
+# %% ../nbs/33a_screen_report.ipynb #ba352efa
 def screening_facts(
     folder:str|os.PathLike,    # of a screening
     manifest:Mapping[str,Any], # of `read_screening`
