@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from .cascade import Cut
 from .explain import explain, to_html, top_words
 from .files import read_json
 from .hub import checkpoint_folder
@@ -193,6 +194,6 @@ def screening_facts(
     path = Path(folder)/'provenance.json'
     p,s = read_json(path) if path.exists() else {},manifest['settings']
     size = sum(f['size'] for f in manifest['files'])
-    facts = dict(model=s['model'], checkpoints=', '.join(p.get('models') or []), labels=', '.join(s['labels']), first_pass=s['first_pass'] or 'none: the model read everything', runtime=s['runtime'] or 'torch or scikit-learn, as trained',
+    facts = dict(model=s['model'], checkpoints=', '.join(p.get('models') or []), labels=', '.join(s['labels']), first_pass=s['first_pass'] or 'none: the model read everything', first_pass_promise=str(Cut(**cut)) if (cut := manifest.get('cut')) else '', runtime=s['runtime'] or 'torch or scikit-learn, as trained',
         files=f"{len(manifest['files']):,}, {size/1e6:,.1f} MB", records=f"{manifest['rows']:,}", started=p.get('started',''), seconds=p.get('seconds',''), device=p.get('device',''), git_commit=p.get('git_commit',''))
     return pd.DataFrame([(k,str(v)) for k,v in (facts|(p.get('versions') or {})).items() if v!=''], columns=['what','value']).set_index('what')
