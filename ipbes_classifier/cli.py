@@ -6,8 +6,9 @@
 __all__ = ['app', 'Overrides', 'ConfigFile', 'Model', 'Models', 'Fold', 'Folds', 'Run', 'Runs', 'Loss', 'Losses', 'WithTitle',
            'WithKeywords', 'BestMetric', 'HpConfig', 'RuntimeName', 'Experiment', 'Force', 'fetch', 'audit', 'init',
            'assess', 'fetch_zotero', 'fetch_openalex', 'fetch_published', 'fill', 'preprocess', 'folds', 'train',
-           'ensemble', 'hpo', 'run', 'compare', 'demo', 'metrics', 'predict', 'cascade', 'screen', 'explain',
-           'audit_draw', 'audit_estimate', 'audit_stop', 'records', 'push', 'convert', 'config', 'info', 'main']
+           'ensemble', 'hpo', 'run', 'compare', 'demo', 'metrics', 'predict', 'cascade', 'screen', 'lists', 'report',
+           'explain', 'audit_draw', 'audit_estimate', 'audit_stop', 'records', 'push', 'convert', 'config', 'info',
+           'main']
 
 # %% ../nbs/90_cli.ipynb #a060365b
 import os
@@ -625,6 +626,52 @@ def runtimes(
     found = measure_on(read_records(file), model, n, say=lambda s: typer.echo(s, err=True))
     if not found: typer.echo('no encoder among the models: there is one way to run the others')
     for folder,measured in found.items(): typer.echo('\n'.join([folder,*(f'  {line}' for line in in_words(measured,tolerance))]))
+
+# %% ../nbs/90_cli.ipynb #lists-cmd
+@app.command()
+def lists(
+    folder:Annotated[Path, typer.Argument(metavar='FOLDER', help='Of `ipbes screen`, complete; give the command where it was screened')],
+    n:Annotated[int|None, typer.Option('-n','--first', min=1, help='The first so many papers of each label; default: 1000')]=None,
+    selected:Annotated[bool, typer.Option('--selected', help='All that were selected, in place of the first')]=False,
+    label:Annotated[list[str]|None, typer.Option('--label', help='One of the labels; several: repeat; default: all')]=None,
+    formats:Annotated[list[str]|None, typer.Option('--format', help='csv, xlsx, ris or asreview; several: repeat; default: all')]=None,
+    out:Annotated[Path|None, typer.Option('--output','-o', help='A folder; default: FOLDER/lists')]=None,
+)->None:
+    "Reading lists from a screening: a spreadsheet, RIS for Zotero and EndNote, ASReview's CSV; near-duplicates stand once."
+    from ipbes_classifier.lists import write_lists
+    if selected and n is not None: raise ValueError('a list has the first papers (-n) or all that were selected (--selected), not both')
+    done = write_lists(folder, None if selected else n or 1000, label, formats, out)
+    for l in done: typer.echo(f'{l}: {", ".join(os.path.relpath(p) for p in l.files)}')
+    for told in dict.fromkeys(l.told for l in done if l.told): typer.echo(told, err=True)
+
+
+# %% ../nbs/90_cli.ipynb #report-shares
+def _shares(given:Sequence[str]|None)->dict[str,float]:
+    "LABEL=SHARE by label; `ValueError` for what is not of that form."
+    found:dict[str,float] = {}
+    for o in given or ():
+        label,_,share = o.rpartition('=')
+        try: found[label] = float(share)
+        except ValueError: label = ''
+        if not label: raise ValueError(f"--prevalence {o!r} is not of the form LABEL=SHARE, such as A=0.05")
+    return found
+
+
+# %% ../nbs/90_cli.ipynb #report-cmd
+@app.command()
+def report(
+    folder:Annotated[Path, typer.Argument(metavar='FOLDER', help='Of `ipbes screen`, complete; give the command where it was screened')],
+    label_sample:Annotated[Path|None, typer.Option('--label-sample', metavar='FILE', help='A random sample of what was screened that people judged: columns file, row, and 0 or 1 for a label')]=None,
+    model:Annotated[list[Path]|None, typer.Option('--model','-m','--checkpoint', help='The checkpoints of the screening; default: those that it noted')]=None,
+    n:Annotated[int, typer.Option('-n','--first', min=1, help='Papers of a reading list, for its precision')]=1000,
+    top:Annotated[int, typer.Option('--top', min=1, help='Papers shown for each label')]=5,
+    prevalence:Annotated[list[str]|None, typer.Option('--prevalence', metavar='LABEL=SHARE', help='How frequent a label was on dev, where the checkpoint does not say it')]=None,
+    out:Annotated[Path|None, typer.Option('--output','-o', help='A folder; default: FOLDER/report')]=None,
+)->None:
+    "What a screening found, as a page: scores, how many relevant papers to expect, what reading brings, the first papers with their words, what was not read."
+    from ipbes_classifier.single_report import report_screening
+    typer.echo(report_screening(folder, label_sample, model or (), n, top, _shares(prevalence), out))
+
 
 # %% ../nbs/90_cli.ipynb #84d6bf88
 @app.command()

@@ -365,6 +365,7 @@ def screen(
     scorer = load()
     with alone_in_folder(out),timed() as took:
         folder = ScreenFolder(out, dict(batch_size=batch_size)|scorer.settings, files)
+        took['models'] = [os.fspath(m) for m in models]
         job = Job(folder, scorer, load, batch_size, Progress(files,say,progress), skip_bad)
         try: return _run(job, engine, took)
         finally:
@@ -392,7 +393,7 @@ def _run(job:Job, engine:Callable[[Job],None], took:dict)->Screened:
     _rank(folder)
     if job.written or not before['complete']:
         seconds = round(time.monotonic()-job.progress.start, 3)
-        write_provenance(folder.folder, records=job.progress.done-job.progress.before, started=took['started'], seconds=seconds)
+        write_provenance(folder.folder, records=job.progress.done-job.progress.before, models=took['models'], started=took['started'], seconds=seconds)
     cut = getattr(job.scorer.first_pass,'cut',None)
     folder.save(complete=True, rows=found.rows, notes=dict(found.notes), selected=found.selected, cut=cut and asdict(cut))
     return found

@@ -359,7 +359,7 @@ def save_trained(
             if t.titles and t.titles.thresholds: write_decisions(folder, t.titles.thresholds, t.titles.calibrations, of='title')
             write_text(folder/'README.md', model_card(t))
             write_json(folder/'predictions.json', {k:predictions_hash(v) for k,v in tables.items()})
-            write_provenance(folder, s, inputs, run=asdict(r), n=dict(train=len(t.train), dev=len(t.dev.y), test=len(t.test.y)), search=asdict(t.best) if t.best else None,
+            write_provenance(folder, s, inputs, run=asdict(r), n=dict(train=len(t.train), dev=len(t.dev.y), test=len(t.test.y)), dev_prevalence={l:float(t.dev.y[:,j].mean()) for j,l in enumerate(labels)}, search=asdict(t.best) if t.best else None,
                          code=t.code, cost=t.cost, **took)
         t.files = dict(checkpoint=checkpoint)
         for name,table in tables.items(): t.files[name] = write_predictions(table, predictions_path(s,r,name))
