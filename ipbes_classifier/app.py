@@ -71,15 +71,14 @@ def _page(site:Site, request:'Request', template:str, status:int=200, **values:A
     shared = dict(root=request.scope.get('root_path',''), version=site.screener.version, most=site.results.most, labels=site.screener.labels)
     return HTMLResponse(site.templates.get_template(template).render(shared|values), status)
 
-# %% ../nbs/36_app.ipynb #bd2478fa
+# %% ../nbs/36_app.ipynb #bbb36eec
 def _reads(screener:Screener)->list[str]:
     "The fields that the models read."
     return [f for f in INPUT_FIELDS if f=='abstract' or any(getattr(m.recipe,f'with_{f}') for m in screener.models)]
 
 def _home(site:Site, request:'Request', status:int=200, message:str='', **typed:str)->'Response':
     "The first page, perhaps with what was wrong."
-    formats = ', '.join(v[0].upper()+v[1:] if v[0].islower() else v for v in FORMATS.values())
-    return _page(site, request, 'home.html', status, message=message, typed=dict(title='',abstract='',keywords='')|typed, limits=site.limits, reads=_reads(site.screener), formats=formats,
+    return _page(site, request, 'home.html', status, message=message, typed=dict(title='',abstract='',keywords='')|typed, limits=site.limits, reads=_reads(site.screener), formats=', '.join(FORMATS.values()),
         thresholds=thresholds_of(site.screener, np.array([True,False])), by_what=_by_what(site.screener), probabilities=all(site.screener.calibrations))
 
 async def _show_home(site:Site, request:'Request')->'Response': return _home(site, request)
@@ -148,12 +147,12 @@ def _about(result:Result, row:int)->dict[str,Any]:
     own = result.records['id'].iloc[row] or t['doi']
     return dict(title=t['title'], abstract=t['abstract'], year='' if pd.isna(t['year']) else str(t['year']), id=own, doi=t['doi'], note=t['note'])
 
-# %% ../nbs/36_app.ipynb #06b19591
+# %% ../nbs/36_app.ipynb #767213ad
 def _lacking(result:Result)->str:
     "How many records lack text."
     notes = result.table['note'].value_counts()
-    parts = [f'{_count(int(notes[n]),"record")} {what}' for n,what in ((NO_ABSTRACT,'without abstract, judged by the rest'),(NO_TEXT,'without any text, left unscored')) if n in notes]
-    return f"{', '.join(parts)}." if parts else ''
+    parts = [f'{_count(int(notes[n]),"record")} {what}' for n,what in ((NO_ABSTRACT,'without abstract (scored by the rest)'),(NO_TEXT,'without any text (not scored)')) if n in notes]
+    return f"{' and '.join(parts)}." if parts else ''
 
 def _thresholds(site:Site, result:Result)->np.ndarray:
     "(n, n_labels) thresholds of all records."

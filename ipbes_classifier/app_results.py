@@ -43,7 +43,7 @@ class Limits:
         for name,v in vars(self).items():
             if v<1: raise ValueError(f"{name} should be 1 or more; got {v}")
 
-# %% ../nbs/36a_app_results.ipynb #e911b7e1
+# %% ../nbs/36a_app_results.ipynb #c55f9ba3
 _BLOCK = 1<<16
 
 def _blocks(f:BinaryIO)->Iterator[bytes]:
@@ -51,7 +51,8 @@ def _blocks(f:BinaryIO)->Iterator[bytes]:
     f.seek(0)
     packed = f.read(2)==b'\x1f\x8b'
     f.seek(0)
-    try: yield from iter(lambda: source.read(_BLOCK), b'') if (source := gzip.GzipFile(fileobj=f) if packed else f) else ()
+    source = gzip.GzipFile(fileobj=f, mode='rb') if packed else f
+    try: yield from iter(lambda: source.read(_BLOCK), b'')
     except (EOFError,zlib.error,gzip.BadGzipFile) as e: raise ValueError(f"the file is compressed by gzip, and damaged: {e}") from e
 
 # %% ../nbs/36a_app_results.ipynb #4a8000a4
