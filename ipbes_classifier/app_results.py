@@ -196,11 +196,11 @@ def thresholds_of(
     whole,titles = (np.mean([[t[l] for l in screener.labels] for t in by], axis=0) for by in (screener.thresholds,[t for t,_ in screener.titles]))
     return np.where(np.asarray(has_abstract,dtype=bool)[:,None], whole, titles)
 
-# %% ../nbs/36a_app_results.ipynb #2451561b
+# %% ../nbs/36a_app_results.ipynb #4bbc575b
 def _no_formula(df:pd.DataFrame)->pd.DataFrame:
     "Texts that a spreadsheet would calculate, with an apostrophe in front."
     text = [str(c) for c in df if isinstance(df[c].dtype,pd.StringDtype) or df[c].dtype==object]
-    return df.assign(**{c: df[c].astype('str').str.replace(r'^(?=\s*[=+\-@])|^(?=[\t\r\n])', "'", regex=True) for c in text})
+    return df.assign(**{c: df[c].astype('str').str.replace(r'^(?=\s*[=+\-@\uff1d\uff0b\uff0d\uff20])|^(?=[\t\r\n])', "'", regex=True) for c in text})
 
 # %% ../nbs/36a_app_results.ipynb #01cfd6a3
 KINDS = dict(ris='application/x-research-info-systems', csv='text/csv; charset=utf-8', xlsx='application/vnd.openxmlformats-officedocument.spreadsheetml.sheet')

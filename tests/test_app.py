@@ -264,6 +264,12 @@ def test_words_of_a_record(page):
     assert page.get(answer.url.path+'?words=nobody').status_code==200
 
 
+def test_a_whole_book_is_scored_and_shown_in_part(page):
+    answer = send(page, 'book.csv', pd.DataFrame([dict(title='word '*2000, abstract='weed value '*40_000)]).to_csv(index=False))
+    record = page.get(answer.url.path+'/1?words=A')
+    assert record.status_code==200 and 'too long' in record.text and len(record.text)<100_000 and len(answer.text)<10_000 and '<h2 id="words">' not in record.text
+
+
 def test_below_another_application(screener):
     outer = TestClient(Starlette(routes=[Mount('/screening',make_app(screener))]), base_url='http://localhost')
     answer = outer.post('/screening/screen', files=dict(file=('p.csv',papers(3)[['id','title','abstract']].to_csv(index=False))))
