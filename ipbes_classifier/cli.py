@@ -665,6 +665,8 @@ def page(
     max_records:Annotated[int, typer.Option('--max-records', min=1, help='Most records of a file')]=20_000,
     allow_host:Annotated[list[str]|None, typer.Option('--allow-host', metavar='NAME', help='A further name under which browsers call this machine; several: repeat')]=None,
     open_browser:Annotated[bool, typer.Option('--open/--no-open', help='Open the page in a browser')]=False,
+    runtime:RuntimeName=None,
+    config:ConfigFile=None,
 )->None:
     "Serve a page to screen with: drop a file or paste a paper, read the ranked list and the words behind it, download it as RIS, CSV or Excel."
     from ipbes_classifier.app import is_local, open_port, serve
@@ -676,7 +678,8 @@ def page(
     def started(address:str)->None:
         typer.echo(f'{address}  (Ctrl-C ends it)')
         if open_browser: typer.launch(address)
-    serve(Screener.load(*model), host, port, Limits(max_mb<<20,max_records), allow_host or (), started, listening)
+    s = _settings(config,None).screen
+    serve(Screener.load(*model, runtime=runtime or s.runtime, tolerance=s.tolerance), host, port, Limits(max_mb<<20,max_records), allow_host or (), started, listening)
 
 # %% ../nbs/90_cli.ipynb #2b9cc771
 @app.command()
