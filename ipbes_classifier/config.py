@@ -260,12 +260,12 @@ def find_root(
 
 # %% ../nbs/00_config.ipynb #ca92f11e
 def resource_dir(
-    name:str, # `configs` or `reports`
+    name:str, # `configs`, `reports` or `app_files`
 )->Path:      # the folder that was shipped with this package
     "Shipped files: inside an installed package, or in the source tree that it is imported from."
     packaged = Path(str(resources.files('ipbes_classifier')))/name
     if packaged.is_dir(): return packaged
-    return packaged.parents[1]/dict(reports='nbs/reports').get(name, name)
+    return packaged.parents[1]/dict(reports='nbs/reports', app_files='app').get(name, name)
 
 # %% ../nbs/00_config.ipynb #042aca7a
 def _key_lines(node:yaml.Node|None, prefix:str='')->Iterator[tuple[str,int]]:

@@ -57,7 +57,7 @@ def real_data()->Path:
 def copy_tree(out:Path)->Path:
     "Copy what the package is built from, as it stands in the working tree; returns `out`."
     left = shutil.ignore_patterns('__pycache__','.ipynb_checkpoints','.*-*')
-    for name in ('nbs','ipbes_classifier','configs','examples','benchmarks'): shutil.copytree(ROOT/name, out/name, ignore=left)
+    for name in ('nbs','ipbes_classifier','configs','app','examples','benchmarks'): shutil.copytree(ROOT/name, out/name, ignore=left)
     for p in ROOT.iterdir():
         if p.is_file() and not p.name.startswith('.'): shutil.copy(p, out)
     return out

@@ -203,7 +203,7 @@ def test_what_a_search_found_stays_here(tmp_path):
     "A project's best settings are neither committed nor shipped; pictures of the pages are."
     assert subprocess.run(['git','check-ignore','-q','configs/best_hpo.yaml'], cwd=ROOT).returncode in (0,128)  # 128: no checkout
     tree = tmp_path/'tree'
-    for name in ('configs','nbs','ipbes_classifier'): shutil.copytree(ROOT/name, tree/name, ignore=shutil.ignore_patterns('__pycache__','.ipynb_checkpoints'))
+    for name in ('configs','nbs','app','ipbes_classifier'): shutil.copytree(ROOT/name, tree/name, ignore=shutil.ignore_patterns('__pycache__','.ipynb_checkpoints'))
     for name in ('setup.py','settings.ini','pyproject.toml','MANIFEST.in','README.md','LICENSE'): shutil.copy(ROOT/name, tree/name)
     (tree/'configs/best_hpo.yaml').write_text('a: {}')
     done = subprocess.run([sys.executable,'setup.py','-q','egg_info','build_py','--build-lib',str(tmp_path/'lib')], cwd=tree, capture_output=True, text=True, timeout=120)
@@ -226,7 +226,7 @@ def wheel(tmp_path_factory, package_tree):
 @pytest.mark.long
 def test_wheel_holds_code_settings_and_reports(wheel):
     held = set(zipfile.ZipFile(wheel).namelist())
-    for folder,inside,kind in (('ipbes_classifier','','*.py'),('configs','configs/','*.yaml'),('nbs/reports','reports/','*.ipynb')):
+    for folder,inside,kind in (('ipbes_classifier','','*.py'),('configs','configs/','*.yaml'),('nbs/reports','reports/','*.ipynb'),('app','app_files/','*.*')):
         files = sorted(p for p in (ROOT/folder).glob(kind) if p.name!='best_hpo.yaml')
         missing = [p.name for p in files if f'ipbes_classifier/{inside}{p.name}' not in held]
         assert not missing, f"{folder} in the wheel: {missing}"
