@@ -6,11 +6,13 @@ A project of its own below `--work`, whose steps stay done: data set and folds o
 this machine measured on dev, a first pass (`ipbes cascade`) with half of `deployment_sample.parquet` as unlabelled records. Then, in one process and in
 rounds, all ways score records of the other half, with the same checkpoint:
 
-- loop: the quick start of transformers, one record after the other, float32
+- loop: the quick start of transformers, one record after the other, float32; `loop_short` is the same with inputs cut as the model was trained (128 tokens), the
+  others read up to 512 tokens
 - pipeline: `pipeline("text-classification", batch_size=32)` of transformers, which pads each batch to its longest record
 - torch: `Screener.score`, PyTorch in float32
 - chosen: the same in the runtime that `auto` chooses here
-- cascade: the same behind the first pass, on records of the test fold (at the prevalence of the corpus) and on those of the other half (none is relevant)
+- cascade: the runtime behind the first pass, inputs as the model was trained, on records of the test fold (at the prevalence of the corpus) and on those of the
+  other half (none is relevant); its ratio is to `loop_short`
 
 Rates are records a second, the median of the rounds; ratios are of these. What the first pass loses is measured on the labelled test records of the fold. The
 machine's peak is the best of five square matrix products, in the same run; `share_of_peak` is the rate of floating-point operations that a way reaches of it.
@@ -19,7 +21,7 @@ Figures go to `benchmarks/results/screening.json`.
 import argparse
 import os
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +31,7 @@ from ipbes_classifier.agreement import in_words
 from ipbes_classifier.cascade import fit_cascade, measure_cascade
 from ipbes_classifier.config import Settings, project_path
 from ipbes_classifier.encoders import Encoder
-from ipbes_classifier.files import file_hash, read_json, write_json
+from ipbes_classifier.files import file_hash, write_json
 from ipbes_classifier.folds import read_fold
 from ipbes_classifier.results import Run, checkpoint_path
 from ipbes_classifier.screen import Screener, as_records, measure_on
@@ -39,10 +41,11 @@ from ipbes_classifier.train import read_dataset, train
 from small_cut import machine, make_project, real_data, results_file
 from training import matrix_product
 
-SETTINGS = ['paths.dataset=data/cleaned_dataset.parquet','logging.progress=false','logging.tensorboard=false','input.max_length=256',
+SETTINGS = ['paths.dataset=data/cleaned_dataset.parquet','logging.progress=false','logging.tensorboard=false','input.max_length=128',
             'models={minilm: {num_train_epochs: 1, learning_rate: 1e-4, per_device_train_batch_size: 16, gradient_accumulation_steps: 1, '
-            'pos_weight: {IAS: 1.5, SUA: 5, VA: 5}, optional_negatives: 3000, early_stopping_patience: 0}}']
+            'pos_weight: {IAS: 1.5, SUA: 5, VA: 5}, optional_negatives: 2500, early_stopping_patience: 0}}']
 QUICK = ['folds.n_folds=2','input.max_length=64','models={minilm: {num_train_epochs: 1, optional_negatives: 100}}']
+WHOLE = 512 # tokens that are read of whole abstracts
 
 
 def trained(s: Settings) -> Path:
@@ -55,6 +58,20 @@ def halves(data: Path, n: int) -> tuple[pd.DataFrame, pd.DataFrame]:
     "The deployment sample in two parts, drawn at random; the second with at most `n` records."
     df = pd.read_parquet(data/'deployment_sample.parquet', columns=['title','abstract']).sample(frac=1, random_state=0).fillna('')
     return df[::2].reset_index(drop=True), df[1::2][:n].reset_index(drop=True)
+
+
+def reading(screener: Screener, max_length: int) -> Screener:
+    "The same screener, reading other lengths than its model was trained on."
+    for m in screener.models: m.recipe = replace(m.recipe, max_length=max_length)
+    return screener
+
+
+def test_ap(s: Settings) -> dict:
+    "Average precision of the model on test, from the predictions that training wrote."
+    from ipbes_classifier.metrics import average_precision
+    from ipbes_classifier.results import predictions_path, read_predictions
+    p = read_predictions(next(q for q in predictions_path(s,Run('minilm','BCE',0,optional_negatives=0)).parent.glob('fold-0_minilm_BCE*.csv')))
+    return {l:round(float(average_precision(p.y[:,j],p.scores[:,j])),4) for j,l in enumerate(p.labels)}
 
 
 class Loop:
@@ -150,33 +167,35 @@ def main() -> None:
     s = make_project(work, data, SETTINGS+(QUICK if o.quick else []), 500 if o.quick else 0)
     folder,df = trained(s),read_dataset(s)
     fold = read_fold(project_path(s,s.paths.folds_dir), 0, 0, project_path(s,s.paths.dataset), len(df))
-    fit_on,fresh = halves(data, 300 if o.quick else 10_000)
-    if o.quick: fit_on = fit_on[:300]
+    fit_on,fresh = halves(data, 300 if o.quick else 5_000)
+    fit_on = fit_on[:300 if o.quick else 5_000]
     plain = Screener.load(folder)
     measured = next(iter(measure_on(df.iloc[fold.dev], [folder], 100 if o.quick else 1000, say=lambda x: print(x,flush=True)).values()))
     print('\n'.join(in_words(measured, s.screen.tolerance)), flush=True)
     chosen = Screener.load(folder, runtime='auto', tolerance=s.screen.tolerance)
     t0 = time.perf_counter()
-    cascade = fit_cascade(chosen, df.iloc[fold.train][:500 if o.quick else 4000], df.iloc[fold.dev], fit_on, s.screen.share, s.screen.confidence)
+    cascade = fit_cascade(chosen, df.iloc[fold.train].sample(500 if o.quick else 2000, random_state=0), df.iloc[fold.dev], fit_on, s.screen.share, s.screen.confidence)
     print(f'{cascade.cut}; fitted in {time.perf_counter()-t0:.0f} s', flush=True)
     test,scorer = df.iloc[fold.test].reset_index(drop=True),Scorer(chosen,cascade)
     n = 20 if o.quick else 200
     few,some = fresh[:n],fresh[:4*n]
     max_length = plain.models[0].recipe.max_length
-    loop,stock = Loop(folder,max_length),Pipeline(folder,max_length)
-    loop(few[:8]), stock(few[:8]), scores(chosen,few[:8])
-    rates,found = measure(dict(loop=(loop,few), pipeline=(stock,few), torch=(lambda r: scores(plain,r),some), chosen=(lambda r: scores(chosen,r),some),
+    loop,short,stock = Loop(folder,WHOLE),Loop(folder,max_length),Pipeline(folder,WHOLE)
+    whole,fast = (reading(Screener.load(folder, runtime=r, tolerance=s.screen.tolerance), WHOLE) for r in ('torch','auto'))
+    for way in (loop,short,stock): way(few[:8])
+    scores(fast,few[:8]), scores(chosen,few[:8])
+    rates,found = measure(dict(loop=(loop,few), pipeline=(stock,few), torch=(lambda r: scores(whole,r),some), chosen=(lambda r: scores(fast,r),some), loop_short=(short,few),
                                cascade=(lambda r: with_cascade(scorer,r),test if not o.quick else test[:100]), cascade_irrelevant=(lambda r: with_cascade(scorer,r),fresh)), o.rounds)
     thresholds = np.array([plain.thresholds[0][l] for l in plain.labels])
     flips = {name:int(((found[name][:n]>=thresholds)!=(found['loop']>=thresholds)).sum()) for name in ('pipeline','torch','chosen')}
     peak = dict(float32=matrix_product(torch.float32), bf16=matrix_product(torch.bfloat16), int8=int8_product())
-    per = gflop(plain.models[0], few)/n
+    per = gflop(whole.models[0], few)/n
     loss = measure_cascade(cascade, chosen, test)
     ratio = lambda a,b: round(rates[a]['rate']/rates[b]['rate'],2)
     write_json(results, dict(command='python benchmarks/screening.py'+f' --rounds {o.rounds}'*(o.rounds!=3)+' --quick'*o.quick, quick=o.quick, data_sha256={f:file_hash(data/f) for f in ('corpus.parquet','deployment_sample.parquet')},
-        settings=SETTINGS+(QUICK if o.quick else []), max_length=max_length, test_AP={l:read_json(folder/'provenance.json').get('figures',{}).get(f'AP_{l}') for l in plain.labels},
+        settings=SETTINGS+(QUICK if o.quick else []), max_length=dict(whole=WHOLE,trained=max_length), test_AP=test_ap(s), 
         runtimes=[asdict(m) for m in measured], chosen=chosen.runtime or 'torch', rates=rates, flipped_of=dict(decisions=n*len(plain.labels), **flips),
-        ratios=dict(chosen_to_loop=ratio('chosen','loop'), chosen_to_pipeline=ratio('chosen','pipeline'), torch_to_loop=ratio('torch','loop'), cascade_to_loop=ratio('cascade','loop'), cascade_irrelevant_to_loop=ratio('cascade_irrelevant','loop')),
+        ratios=dict(chosen_to_loop=ratio('chosen','loop'), chosen_to_pipeline=ratio('chosen','pipeline'), torch_to_loop=ratio('torch','loop'), cascade_to_loop=ratio('cascade','loop_short'), cascade_irrelevant_to_loop=ratio('cascade_irrelevant','loop_short')),
         cascade=dict(cut=asdict(cascade.cut), read_of_test=loss.attrs['read'], read_of_irrelevant=round(float(cascade.keep(as_records(fresh)).mean()),4), test=loss.astype(object).where(loss.notna(),None).to_dict('records')),
         prevalence={l:round(float(test[l].mean()),4) for l in plain.labels}, n_test=len(test), peak_gflop_per_second=peak, gflop_per_record=round(per,2),
         share_of_peak={k:round(per*rates[k]['rate']/peak['float32'],3) for k in ('loop','pipeline','torch','chosen')}, threads=torch.get_num_threads(), **machine('openvino','nncf')))
