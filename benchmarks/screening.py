@@ -28,7 +28,7 @@ import numpy as np
 import pandas as pd
 
 from ipbes_classifier.agreement import in_words
-from ipbes_classifier.cascade import fit_cascade, measure_cascade
+from ipbes_classifier.cascade import cascade_folder, fit_cascade, measure_cascade, save_cascade
 from ipbes_classifier.config import Settings, project_path
 from ipbes_classifier.encoders import Encoder
 from ipbes_classifier.files import file_hash, write_json
@@ -175,6 +175,7 @@ def main() -> None:
     chosen = Screener.load(folder, runtime='auto', tolerance=s.screen.tolerance)
     t0 = time.perf_counter()
     cascade = fit_cascade(chosen, df.iloc[fold.train].sample(500 if o.quick else 2000, random_state=0), df.iloc[fold.dev], fit_on, s.screen.share, s.screen.confidence)
+    save_cascade(cascade, cascade_folder(folder, chosen.version))
     print(f'{cascade.cut}; fitted in {time.perf_counter()-t0:.0f} s', flush=True)
     test,scorer = df.iloc[fold.test].reset_index(drop=True),Scorer(chosen,cascade)
     n = 20 if o.quick else 200

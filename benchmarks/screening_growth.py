@@ -13,6 +13,9 @@ was.
 What another record costs, in seconds and in processor seconds, is read from the slope between the last two sizes. From the latter follow the hours
 for 250 million works on `--cores` processors (see `estimate`); if another model reads what the first leaves, `--kept` is its share of the records and
 `--second-rate` how many of them a core scores a second, both as measured elsewhere.
+
+With `--checkpoint` an encoder is measured in place of the linear model, behind the first pass that stands beside it (as `benchmarks/screening.py` leaves one in
+`results/screening/`); `read` is the share of the records that it reads. Such figures go to `screening_growth_cascade.json`.
 """
 import argparse
 import json
@@ -93,6 +96,7 @@ def screen(lake: Path, model: Path, out: Path, workers: int) -> dict:
     "Run the command; time and memory."
     import psutil
     from ipbes_classifier.files import read_json
+    from ipbes_classifier.screen_corpus import PUT_ASIDE
     command = [Path(sys.executable).with_name('ipbes'),'screen',lake,'-m',model,'-o',out,'-j',workers]
     t0,cpu0,peak = time.perf_counter(),processor_seconds(),0
     child = psutil.Popen([str(c) for c in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -102,11 +106,20 @@ def screen(lake: Path, model: Path, out: Path, workers: int) -> dict:
         time.sleep(.2)
     seconds,cpu = time.perf_counter()-t0,processor_seconds()-cpu0
     if child.returncode: sys.exit(f'ipbes screen ended with {child.returncode}: {child.stderr.read()}')
-    found = read_json(out/'_manifest.json', ['complete','rows'])
+    found = read_json(out/'_manifest.json', ['complete','rows','notes','settings'])
+    aside = sum(n for note,n in found['notes'].items() if note==PUT_ASIDE)
     within = read_json(out/'provenance.json', ['seconds'])['seconds']
     size = sum(p.stat().st_size for p in out.rglob('*.parquet'))
     return dict(records=found['rows'], seconds=round(seconds,1), seconds_after_loading=round(within,1), cpu_seconds=round(cpu,1), records_per_second=round(found['rows']/seconds,1),
-                ms_per_record=round(1000*seconds/found['rows'],4), peak_mb=round(peak/1e6,1), output_bytes_per_record=round(size/found['rows'],1), load_average=round(os.getloadavg()[0],1))
+                ms_per_record=round(1000*seconds/found['rows'],4), peak_mb=round(peak/1e6,1), output_bytes_per_record=round(size/found['rows'],1), read=round(1-aside/found['rows'],4), runtime=found['settings']['runtime'], load_average=round(os.getloadavg()[0],1))
+
+
+def first_pass(model: Path) -> dict:
+    "What the first pass beside a checkpoint promises."
+    from ipbes_classifier.cascade import find_cascade
+    found = find_cascade([model])
+    if found is None: sys.exit(f'{model} has no first pass that puts anything aside')
+    return dict(vars(found.cut))
 
 
 def slope(small: dict, large: dict, of: str = 'seconds') -> float:
@@ -127,6 +140,7 @@ def main() -> None:
     a.add_argument('--cores', type=int, default=2000, help='processors of the cluster of the estimate')
     a.add_argument('--kept', type=float, default=0., help='share of the records that a second model reads')
     a.add_argument('--second-rate', type=float, default=1., help='records that a core scores a second with the second model')
+    a.add_argument('--checkpoint', type=Path, help='an encoder with a first pass beside it, in place of the linear model')
     a.add_argument('--quick', action='store_true', help='shows that it works, not how fast anything is')
     a.add_argument('--results', type=Path, help='default: screening_growth.json in benchmarks/results, or in results/benchmarks for --quick')
     o = a.parse_args()
@@ -137,18 +151,20 @@ def main() -> None:
     from ipbes_classifier.provenance import device_name, git_commit, versions
     found = []
     with tempfile.TemporaryDirectory() as work:
-        train(o.data, 1000 if o.quick else 8000, Path(work)/'model')
+        model = o.checkpoint or Path(work)/'model'
+        if not o.checkpoint: train(o.data, 1000 if o.quick else 8000, model)
         for n in sizes:
             lake,out = Path(work)/f'lake-{n}',Path(work)/f'out-{n}'
             write_lake(o.data, n, lake)
-            found.append(screen(lake, Path(work)/'model', out, o.workers))
+            found.append(screen(lake, model, out, o.workers))
             print(json.dumps(found[-1]), flush=True)
             for p in (lake,out): subprocess.run(['rm','-r',str(p)], check=True)
     per = slope(*found[-2:])
     rate = 1/slope(*found[-2:],'cpu_seconds')
     hours = estimate(WORKS, rate, o.cores, o.kept, o.second_rate)
-    results = o.results or (Path('results/benchmarks') if o.quick else Path(__file__).parent/'results')/'screening_growth.json'
-    write_json(results, dict(command='python benchmarks/screening_growth.py'+' --quick'*o.quick, quick=o.quick, model='tfidf-logreg', workers=o.workers, sizes=found,
+    results = o.results or (Path('results/benchmarks') if o.quick else Path(__file__).parent/'results')/f'screening_growth{"_cascade"*bool(o.checkpoint)}.json'
+    command = 'python benchmarks/screening_growth.py'+f' --checkpoint CHECKPOINT --workers {o.workers} --sizes {" ".join(map(str,sizes))}'*bool(o.checkpoint)+' --quick'*o.quick
+    write_json(results, dict(command=command, quick=o.quick, model=model.name if o.checkpoint else 'tfidf-logreg', cut=first_pass(model) if o.checkpoint else None, workers=o.workers, sizes=found,
         ms_of_another_record=round(1000*per,4), records_per_cpu_second=round(rate,1), memory_of_last_to_one_before=round(found[-1]['peak_mb']/found[-2]['peak_mb'],2),
         estimate=dict(works=WORKS, cores=o.cores, kept=o.kept, second_rate=o.second_rate, hours=round(hours,2), core_hours=round(hours*o.cores,1)),
         data_sha256={f:file_hash(o.data/f) for f in ('corpus.parquet','deployment_sample.parquet')}, versions=versions(), device=device_name(), git_commit=git_commit(Path(__file__).parent)))
