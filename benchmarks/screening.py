@@ -3,18 +3,18 @@
     IPBES_REAL_DATA=DIR python benchmarks/screening.py [--quick]
 
 A project of its own below `--work`, whose steps stay done: data set and folds of `corpus.parquet`, `minilm` fine-tuned on fold 0, the runtimes of
-this machine measured on dev, a first pass (`ipbes cascade`) with half of `deployment_sample.parquet` as unlabelled records. Then, in one process and in
-rounds, all ways score records of the other half, with the same checkpoint:
+this machine measured on dev, a first pass (as `ipbes cascade` makes it) with 4,000 records of `deployment_sample.parquet` as unlabelled ones. Then, in
+one process and in rounds, all ways score other records of it, with the same checkpoint:
 
 - loop: the quick start of transformers, one record after the other, float32; `loop_short` is the same with inputs cut as the model was trained (128 tokens), the
   others read up to 512 tokens
 - pipeline: `pipeline("text-classification", batch_size=32)` of transformers, which pads each batch to its longest record
 - torch: `Screener.score`, PyTorch in float32
 - chosen: the same in the runtime that `auto` chooses here
-- cascade: the runtime behind the first pass, inputs as the model was trained, on records of the test fold (at the prevalence of the corpus) and on those of the
-  other half (none is relevant); its ratio is to `loop_short`
+- cascade: the runtime behind the first pass, inputs as the model was trained, on 2,000 records of the test fold (at the prevalence of the corpus) and on 3,000
+  of the deployment sample (none is relevant); its ratio is to `loop_short`
 
-Rates are records a second, the median of the rounds; ratios are of these. What the first pass loses is measured on the labelled test records of the fold. The
+Rates are records a second, the median of the rounds; ratios are of these. What the first pass loses is measured on all labelled test records of the fold. The
 machine's peak is the best of five square matrix products, in the same run; `share_of_peak` is the rate of floating-point operations that a way reaches of it.
 Figures go to `benchmarks/results/screening.json`.
 """
@@ -167,26 +167,26 @@ def main() -> None:
     s = make_project(work, data, SETTINGS+(QUICK if o.quick else []), 500 if o.quick else 0)
     folder,df = trained(s),read_dataset(s)
     fold = read_fold(project_path(s,s.paths.folds_dir), 0, 0, project_path(s,s.paths.dataset), len(df))
-    fit_on,fresh = halves(data, 300 if o.quick else 5_000)
-    fit_on = fit_on[:300 if o.quick else 5_000]
+    fit_on,fresh = halves(data, 300 if o.quick else 3_000)
+    fit_on = fit_on[:300 if o.quick else 4_000]
     plain = Screener.load(folder)
     measured = next(iter(measure_on(df.iloc[fold.dev], [folder], 100 if o.quick else 1000, say=lambda x: print(x,flush=True)).values()))
     print('\n'.join(in_words(measured, s.screen.tolerance)), flush=True)
     chosen = Screener.load(folder, runtime='auto', tolerance=s.screen.tolerance)
     t0 = time.perf_counter()
-    cascade = fit_cascade(chosen, df.iloc[fold.train].sample(500 if o.quick else 2000, random_state=0), df.iloc[fold.dev], fit_on, s.screen.share, s.screen.confidence)
+    cascade = fit_cascade(chosen, df.iloc[fold.train].sample(500 if o.quick else 1000, random_state=0), df.iloc[fold.dev], fit_on, s.screen.share, s.screen.confidence)
     save_cascade(cascade, cascade_folder(folder, chosen.version))
     print(f'{cascade.cut}; fitted in {time.perf_counter()-t0:.0f} s', flush=True)
     test,scorer = df.iloc[fold.test].reset_index(drop=True),Scorer(chosen,cascade)
-    n = 20 if o.quick else 200
-    few,some = fresh[:n],fresh[:4*n]
+    n = 20 if o.quick else 100
+    few,some = fresh[:n],fresh[:2*n]
     max_length = plain.models[0].recipe.max_length
     loop,short,stock = Loop(folder,WHOLE),Loop(folder,max_length),Pipeline(folder,WHOLE)
     whole,fast = (reading(Screener.load(folder, runtime=r, tolerance=s.screen.tolerance), WHOLE) for r in ('torch','auto'))
     for way in (loop,short,stock): way(few[:8])
     scores(fast,few[:8]), scores(chosen,few[:8])
     rates,found = measure(dict(loop=(loop,few), pipeline=(stock,few), torch=(lambda r: scores(whole,r),some), chosen=(lambda r: scores(fast,r),some), loop_short=(short,few),
-                               cascade=(lambda r: with_cascade(scorer,r),test if not o.quick else test[:100]), cascade_irrelevant=(lambda r: with_cascade(scorer,r),fresh)), o.rounds)
+                               cascade=(lambda r: with_cascade(scorer,r),test[:100 if o.quick else 2000]), cascade_irrelevant=(lambda r: with_cascade(scorer,r),fresh)), o.rounds)
     thresholds = np.array([plain.thresholds[0][l] for l in plain.labels])
     flips = {name:int(((found[name][:n]>=thresholds)!=(found['loop']>=thresholds)).sum()) for name in ('pipeline','torch','chosen')}
     peak = dict(float32=matrix_product(torch.float32), bf16=matrix_product(torch.bfloat16), int8=int8_product())
