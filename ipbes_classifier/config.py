@@ -116,6 +116,9 @@ class Baseline:
     min_df:int = 2                                       # training records that a term must occur in
     C:float = 1.                                         # inverse regularisation of the linear models
     n_estimators:int = 300                               # trees
+    whole_C:float = 10.                                  # of `tfidf-titles`: inverse regularisation of its classifier of title and abstract
+    title_C:float = 1.                                   # the same of its classifier of titles
+    title_weight:float = 0.3                             # what the log-odds of the latter count, for the title and for the abstract
 
 # %% ../nbs/00_config.ipynb #61ea61b4
 @dataclass

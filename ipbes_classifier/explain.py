@@ -80,15 +80,23 @@ def _normalised(text:str)->tuple[str,list[int]]:
 
 # %% ../nbs/34_explain.ipynb #bea7822d
 def _exact(model:Any, record:pd.DataFrame, j:int, words:pd.DataFrame, **kwargs:Any)->np.ndarray:
-    "(n_words,) contributions to a linear model's log-odds."
-    vectoriser,classifier = model.pipeline
-    segments = _places(record, model.recipe)
-    places = segments[0] if len(segments)==1 else [*segments[0],('',-1),*segments[1]]
-    first,second = input_texts(record, model.recipe)
-    text,made_from = _normalised(f'{first[0]} {second[0]}' if second else first[0])
+    "(n_words,) contributions to a linear model's log-odds, over all parts that it adds up."
+    segments = [(t[0],p) for t,p in zip((t for t in input_texts(record,model.recipe) if t is not None), _places(record,model.recipe))]
+    given:list[tuple[Place,float]] = []
+    for pipeline,which,share in model.parts:
+        read = [segments[i] for i in which if i<len(segments)]
+        places = [x for i,(_,p) in enumerate(read) for x in [*[('',-1)]*bool(i),*p]]
+        given += [(place,share*v) for place,v in _of_part(pipeline, j, ' '.join(t for t,_ in read), places)]
+    return _to_words(words, given)
+
+# %% ../nbs/34_explain.ipynb #51a7d104
+def _of_part(pipeline:Any, j:int, text:str, places:list[Place])->list[tuple[Place,float]]:
+    "What a linear pipeline's terms contribute to the log-odds of label `j`, shared out among the places of `text`."
+    vectoriser,classifier = pipeline
+    text,made_from = _normalised(text)
     tokens = [(m[0],places[made_from[m.start()]]) for m in re.finditer(vectoriser.token_pattern, text)]
     weight = dict(zip((x := vectoriser.transform([text])).indices, x.data*classifier.estimators_[j].coef_[0][x.indices]))
-    return _to_words(words, list(_shared(tokens, vectoriser, weight)))
+    return list(_shared(tokens, vectoriser, weight))
 
 # %% ../nbs/34_explain.ipynb #febe4311
 def _shared(tokens:Sequence[tuple[str,Place]], vectoriser:Any, weight:Mapping[int,float])->Iterator[tuple[Place,float]]:

@@ -18,6 +18,7 @@ import yaml
 
 from .best_settings import Best, with_best
 from .config import Baseline, Settings, Training, label_names, model_training, resource_dir
+from .models import baseline_settings
 
 # %% ../nbs/21c_search_space.ipynb #fc80b368
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ def _check_depth(where:str, ranges:Any, depth:int)->None:
 # %% ../nbs/21c_search_space.ipynb #5ac1d315
 def _is_read(path:tuple[str,...], kind:str, model:str, loss:str, value:Any)->bool:
     "Does this model, with this loss, read the setting?"
-    if kind=='baseline': return path[0]!=('C' if model=='tfidf-random-forest' else 'n_estimators')
+    if kind=='baseline': return path[0] not in {f.name for f in fields(Baseline)}-set(baseline_settings(model))
     if kind!='encoder': return path[0]=='model_settings'
     if path[0]=='pos_weight': return loss=='BCE' or loss!='focal' and value!='auto'
     if path[0]=='loss_settings': return path[1]==loss

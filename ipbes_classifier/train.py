@@ -211,7 +211,7 @@ def n_parameters(
     """
     m:Any = model
     if m.kind=='encoder': return sum(p.numel() for p in m.model.parameters())
-    if m.kind=='baseline': return sum(_fitted_size(e) for e in m.pipeline[1].estimators_)
+    if m.kind=='baseline': return sum(_fitted_size(e) for p in {id(p):p for p,_,_ in m.parts}.values() for e in p[1].estimators_)
     if m.kind=='own' and (n := getattr(m.model,'n_parameters',None)) is not None: return int(n() if callable(n) else n)
     return None
 

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from typing import Any
 
 from .config import Settings, label_names, model_training
-from .models import BASELINES, is_own
+from .models import BASELINES, baseline_settings, is_own
 
 # %% ../nbs/24a_used_settings.ipynb #6a8afb6f
 PATHS = dict(train=('dataset','folds_dir','final_model_dir','metrics_dir','test_preds_dir','dev_preds_dir','plots_dir'),
@@ -27,8 +27,7 @@ def model_settings(
 )->dict[str,Any]:    # below `baseline` or `training`
     "The settings that fitting a model reads."
     if model in BASELINES:
-        unused = 'C' if model=='tfidf-random-forest' else 'n_estimators'
-        return dict(baseline={k:v for k,v in asdict(s.baseline).items() if k!=unused})
+        return dict(baseline={k:getattr(s.baseline,k) for k in baseline_settings(model)})
     t = asdict(model_training(s,model))
     if is_own(model): return dict(training=dict(model_settings=t['model_settings']))
     unread = dict(BCE=('focal_alpha','focal_gamma'), focal=('pos_weight','pos_weight_default')).get(loss,())
