@@ -6,9 +6,9 @@
 __all__ = ['app', 'Overrides', 'ConfigFile', 'Model', 'Models', 'Fold', 'Folds', 'Run', 'Runs', 'Loss', 'Losses', 'WithTitle',
            'WithKeywords', 'BestMetric', 'HpConfig', 'RuntimeName', 'Experiment', 'Force', 'fetch', 'audit', 'init',
            'assess', 'fetch_zotero', 'fetch_openalex', 'fetch_published', 'fill', 'preprocess', 'folds', 'train',
-           'ensemble', 'hpo', 'run', 'compare', 'demo', 'metrics', 'predict', 'cascade', 'screen', 'lists', 'report',
-           'explain', 'audit_draw', 'audit_estimate', 'audit_stop', 'records', 'page', 'push', 'convert', 'config',
-           'info', 'main']
+           'train_final', 'ensemble', 'hpo', 'run', 'compare', 'demo', 'metrics', 'predict', 'cascade', 'screen',
+           'lists', 'report', 'explain', 'audit_draw', 'audit_estimate', 'audit_stop', 'records', 'page', 'push',
+           'convert', 'config', 'info', 'main']
 
 # %% ../nbs/90_cli.ipynb #a060365b
 import os
@@ -49,7 +49,7 @@ def _number(given:str|int)->int:
 # %% ../nbs/90_cli.ipynb #1a922df1
 Overrides = Annotated[list[str]|None, typer.Argument(metavar='[KEY=VALUE]...', help='Settings, e.g. training.learning_rate=1e-4')]
 ConfigFile = Annotated[Path|None, typer.Option('--config','-c', help="A settings file laid over the project's")]
-Model = Annotated[str, typer.Option('--model','-m','--model_name', help='tfidf-logreg, tfidf-svm, tfidf-random-forest, minilm, a folder, a hub id, or a class of your own, my_models:KnnModel')]
+Model = Annotated[str, typer.Option('--model','-m','--model_name', help='tfidf-logreg, tfidf-svm, tfidf-random-forest, tfidf-titles, minilm, a folder, a hub id, or a class of your own, my_models:KnnModel')]
 Models = Annotated[list[str]|None, typer.Option('--model','-m','--model_name', help='Once per model; default: those of the configured ensemble')]
 Fold = Annotated[int, typer.Option('--fold','-f', parser=_number, metavar='INTEGER', help='Which fold to test on')]
 Folds = Annotated[list[int]|None, typer.Option('--fold','-f', parser=_number, metavar='INTEGER', help='Once per fold; default: all')]
@@ -383,6 +383,22 @@ def train(
     from ipbes_classifier.train import train as fit
     _say_unused_loss(model, loss)
     _show_trained(fit(model, fold, run, loss, with_title, with_keywords, best_metric, config, overrides or [], resume=resume, hp_config=hp_config))
+
+# %% ../nbs/90_cli.ipynb #783fb19b
+@app.command('train-final')
+def train_final(
+    data:Annotated[Path, typer.Option('--data','-d', help='Folder with corpus.parquet (or .csv), records with a column per label, and perhaps gold_titles.parquet, further papers of which only the title is known')],
+    out:Annotated[Path, typer.Option('--output','-o', help='The checkpoint, a folder')],
+    overrides:Overrides=None, model:Model='tfidf-titles', config:ConfigFile=None,
+)->None:
+    "Fit a model on all records of a folder, for use; the same command goes on where it was interrupted."
+    from ipbes_classifier.config import label_names
+    from ipbes_classifier.final import train_final as fit
+    from ipbes_classifier.metrics import metrics_table
+    final = fit(data, out, _settings(config,overrides), model, typer.echo)
+    typer.echo('models of this recipe on records that they had not seen:')
+    typer.echo(_figures(metrics_table(final.measures, label_names(final.settings))))
+    typer.echo(f'`ipbes predict FILE -m {os.path.relpath(out)} -o scored.csv` scores new records')
 
 # %% ../nbs/90_cli.ipynb #57040fc6
 @app.command()
@@ -892,7 +908,7 @@ def _sentence(e:Exception)->str:
     return f"this needs {e.name}: pip install 'ipbes_classifier[{extra}]'"
 
 # %% ../nbs/90_cli.ipynb #88c399bf
-_GOES_ON = ('fetch','fill','assess','run','train','hpo','screen')
+_GOES_ON = ('fetch','fill','assess','run','train','train-final','hpo','screen')
 
 def _interrupted(args:Sequence[str])->str:
     "What to say when the command of these arguments was interrupted."

@@ -1,0 +1,141 @@
+"What a page cannot show of a final model: commands in an empty folder, an interruption, equal bytes, labels and titles that must not leak, exact explanations."
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.special import logit
+
+from ipbes_classifier.config import load_config
+from ipbes_classifier.explain import explain
+from ipbes_classifier.files import file_hash
+from ipbes_classifier.final import _learnable, _score_part, final_parts, read_final_data, train_final
+from ipbes_classifier.models import load_model, make_model
+from ipbes_classifier.screen import Screener
+
+WORDS = dict(OAK='acorn bark beetle canopy gall'.split(), EEL='river tide migration fishery weir'.split())
+PLAIN = 'study method result area year sample model data survey test field analysis effect value number'.split()
+
+
+def paper(rng, topic, abstract=True, words=WORDS):
+    def text(n): return ' '.join(rng.choice([*PLAIN,*words.get(topic,[])*(3 if words is WORDS else 1)], n))
+    return dict(title=f'{text(6)} {rng.integers(10**6)}', abstract=text(40) if abstract else '', OAK=int(topic=='OAK'), EEL=int(topic=='EEL'))
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    "Records and titles with two labels, and nothing else."
+    rng,folder = np.random.default_rng(3),tmp_path_factory.mktemp('final')
+    records = pd.DataFrame([paper(rng,t) for t in ['OAK']*15+['EEL']*15+['']*120])
+    titles = pd.DataFrame([paper(rng,t,False) for t in ['OAK']*20+['EEL']*20]).drop(columns='abstract')
+    records.to_parquet(folder/'corpus.parquet')
+    pd.concat([titles,records.drop(columns='abstract').iloc[:3]]).to_parquet(folder/'gold_titles.parquet')
+    return folder
+
+
+@pytest.fixture(scope='module')
+def settings():
+    return load_config(env='', overrides=['labels=[{name: OAK},{name: EEL}]','folds.n_folds=3'])
+
+
+@pytest.fixture(scope='module')
+def made(folder, settings):
+    return train_final(folder, folder/'model', settings, say=lambda _: None)
+
+
+def test_commands_in_an_empty_folder(folder, tmp_path):
+    labels,env = 'labels=[{name: OAK},{name: EEL}]',os.environ|dict(OMP_NUM_THREADS='1')
+    def ipbes(*args):
+        return subprocess.run([sys.executable,'-c','from ipbes_classifier.cli import main; main()',*args],
+                              cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
+    done = ipbes('train-final','--data',str(folder),'-o','m',labels,'folds.n_folds=2')
+    assert done.returncode==0, done.stderr
+    assert '3 titles are those of records' in done.stdout and 'part 2 of 2' in done.stdout
+    pd.DataFrame(dict(title=['Acorn and gall of the canopy','Eel'],abstract=['Bark beetle and acorn. '*5,''])).to_csv(tmp_path/'new.csv', index=False)
+    scored = ipbes('predict','new.csv','-m','m','-o','scored.csv')
+    assert scored.returncode==0, scored.stderr
+    table = pd.read_csv(tmp_path/'scored.csv')
+    assert table.OAK_pred[0]==1 and table.note[1]=='no abstract' and table.OAK_score.between(0,1).all()
+
+
+def test_same_work_same_bytes(folder, settings, made, tmp_path):
+    again = train_final(folder, tmp_path/'model', settings, say=lambda _: None)
+    names = sorted(p.name for p in made.path.iterdir() if p.name!='provenance.json')
+    assert names==sorted(p.name for p in again.path.iterdir() if p.name!='provenance.json')
+    for n in names: assert file_hash(made.path/n)==file_hash(again.path/n), n
+
+
+def test_goes_on_after_an_interruption(folder, settings, made, tmp_path, monkeypatch):
+    import ipbes_classifier.final as final
+    real,parts = final._score_part,[]
+    def stop_at_second(*args):
+        if len(parts)==1: raise KeyboardInterrupt
+        parts.append(args[-1])
+        return real(*args)
+    monkeypatch.setattr(final, '_score_part', stop_at_second)
+    with pytest.raises(KeyboardInterrupt): train_final(folder, tmp_path/'m', settings, say=lambda _: None)
+    assert not (tmp_path/'m').exists()
+    rest = []
+    monkeypatch.setattr(final, '_score_part', lambda *args: rest.append(args[-1]) or real(*args))
+    again = train_final(folder, tmp_path/'m', settings, say=lambda _: None)
+    assert len(rest)==2 and not any(np.array_equal(parts[0],r) for r in rest)
+    assert (again.dev.scores==made.dev.scores).all()
+
+
+def test_a_part_is_scored_without_its_labels(folder, settings):
+    data = read_final_data(folder, settings)
+    part = final_parts(data, settings)[0]
+    before = _score_part(settings, 'tfidf-titles', data, part)
+    data.records.loc[part,['OAK','EEL']] = 1-data.records.loc[part,['OAK','EEL']]
+    after = _score_part(settings, 'tfidf-titles', data, part)
+    for k in ('whole','title'): assert (before[k]==after[k]).all()
+
+
+def test_titles_of_records_are_left_out(folder, settings):
+    data = read_final_data(folder, settings)
+    assert data.dropped==3 and len(data.titles)==40
+    assert not set(data.titles.title)&set(data.records.title)
+
+
+def test_titles_help_where_abstracts_are_few(settings):
+    from sklearn.metrics import average_precision_score as ap
+    rng,other = np.random.default_rng(5),[f'other{i}' for i in range(300)]
+    many = {t:[f'{t.lower()}{i}' for i in range(60)]+other for t in WORDS}|{'':other}
+    def papers(n, n_plain, abstract=True): return [paper(rng,t,abstract,many) for t in ['OAK']*n+['EEL']*n+['']*n_plain]
+    train,test = pd.DataFrame(papers(2,100)+papers(60,0,False)),pd.DataFrame(papers(20,200))
+    s = load_config(env='', overrides=['labels=[{name: OAK},{name: EEL}]','baseline.min_df=1'])
+    plain = make_model('tfidf-logreg', s).fit(train[train.abstract!=''])
+    titles = make_model('tfidf-titles', s).fit(train)
+    y = test[['OAK','EEL']]
+    assert ap(y,titles.scores(test),average='macro')>ap(y,plain.scores(test),average='macro')
+
+
+def test_without_titles(folder, settings, tmp_path):
+    pd.read_parquet(folder/'corpus.parquet').to_csv(tmp_path/'corpus.csv', index=False)
+    final = train_final(tmp_path, tmp_path/'m', settings, say=lambda _: None)
+    assert not len(final.data.titles) and 'titles without abstract' not in (tmp_path/'m/README.md').read_text()
+
+
+def test_words_are_explained_exactly(made, folder):
+    records = pd.read_parquet(folder/'corpus.parquet').iloc[[0,20,60]]
+    model = Screener.load(made.path)
+    for label in ('OAK','EEL'):
+        found = explain(model, records, label)
+        scores = load_model(made.path).scores(records.assign(keywords=''))[:,['OAK','EEL'].index(label)]
+        assert {e.method for e in found}=={'exact'}
+        assert np.ptp([e.rest for e in found])<1e-6  # the constant of the model, whatever the words
+        assert np.allclose([e.words.contribution.sum()+e.rest for e in found], logit(scores), atol=1e-6)
+
+
+def test_a_label_that_is_no_column(folder, tmp_path):
+    s = load_config(env='', overrides=['labels=[{name: ASH}]'])
+    with pytest.raises(ValueError, match="corpus.parquet: no column 'ASH'"): train_final(folder, tmp_path/'m', s)
+    assert not (tmp_path/'m').exists()
+
+
+def test_all_of_it_is_learnt(folder, settings, made):
+    data = read_final_data(folder, settings)
+    alone = make_model('tfidf-titles', settings).fit(_learnable(data))
+    assert (alone.scores(data.records)==load_model(made.path).scores(data.records)).all()
