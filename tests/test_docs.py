@@ -98,7 +98,7 @@ def test_commands_of_the_table_exist_with_their_twins():
     offered = {c.name or c.callback.__name__ for c in app.registered_commands}|{g.name for g in app.registered_groups}
     below = {(g.name,c.name or c.callback.__name__) for g in app.registered_groups for c in g.typer_instance.registered_commands}
     rows = re.findall(r'^\| (`ipbes .+?) \| .+ \| (`.+?`) \|$', README, re.M)
-    named = {c for cells,_ in rows for c in re.findall(r'`ipbes ([a-z]+)',cells)}
+    named = {c for cells,_ in rows for c in re.findall(r'`ipbes ([a-z-]+)',cells)}
     assert named==offered and {f for cells,_ in rows for f in re.findall(r'`ipbes (fetch|audit) ([a-z]+)',cells)}==below
     for _,cell in rows:
         for twin in re.findall(r'`([\w.]+)`',cell):
