@@ -109,7 +109,7 @@ class Screener:
         there is no probability.
         """
         records = as_records(x)
-        scores,preds,probs = self._decide(records)
+        scores,preds,probs = _decided(self, records)
         note = _notes(self.models, records)
         empty = note==NO_TEXT
         out = pd.DataFrame(dict(id=_ids(records)))
@@ -119,15 +119,16 @@ class Screener:
             if probs is not None: out[f'{l}_probability'] = np.where(empty, np.nan, probs[:,j])
         return out.assign(note=note, model=self.version)
 
-    def _decide(self, records:pd.DataFrame)->tuple[np.ndarray,np.ndarray,np.ndarray|None]:
-        "Scores, decisions and probabilities, each (n, n_labels), the mean over the models."
-        with explain_memory(f'scoring {len(records)} records', 'end what else uses this memory, or score fewer records at once'): scores = [m.scores(records) for m in self.models]
-        whole = _decisions(scores, list(zip(self.thresholds,self.calibrations)), self.labels)
-        only_title = (records['abstract']=='').to_numpy()[:,None]
-        if not only_title.any(): return np.mean(scores, 0),*whole
-        titles = _decisions(scores, self.titles, self.labels)
-        probs = None if whole[1] is None or titles[1] is None else np.where(only_title, titles[1], whole[1])
-        return np.mean(scores, 0),np.where(only_title, titles[0], whole[0]),probs
+# %% ../nbs/30_screen.ipynb #c1c0ffee
+def _decided(screener:Screener, records:pd.DataFrame)->tuple[np.ndarray,np.ndarray,np.ndarray|None]:
+    "Scores, decisions and probabilities, each (n, n_labels), the mean over the models."
+    with explain_memory(f'scoring {len(records)} records', 'end what else uses this memory, or score fewer records at once'): scores = [m.scores(records) for m in screener.models]
+    whole = _decisions(scores, list(zip(screener.thresholds,screener.calibrations)), screener.labels)
+    only_title = (records['abstract']=='').to_numpy()[:,None]
+    if not only_title.any(): return np.mean(scores, 0),*whole
+    titles = _decisions(scores, screener.titles, screener.labels)
+    probs = None if whole[1] is None or titles[1] is None else np.where(only_title, titles[1], whole[1])
+    return np.mean(scores, 0),np.where(only_title, titles[0], whole[0]),probs
 
 # %% ../nbs/30_screen.ipynb #73e18d96
 def _ids(records:pd.DataFrame)->list[str]:
