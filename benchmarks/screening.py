@@ -3,7 +3,7 @@
     IPBES_REAL_DATA=DIR python benchmarks/screening.py [--quick]
 
 A project of its own below `--work`, whose steps stay done: data set and folds of `corpus.parquet`, `minilm` fine-tuned on fold 0, the runtimes of
-this machine measured on dev, a first pass (as `ipbes cascade` makes it) with 4,000 records of `deployment_sample.parquet` as unlabelled ones. Then, in
+this machine measured on dev, a first pass (as `ipbes cascade` makes it) with 3,000 records of `deployment_sample.parquet` as unlabelled ones. Then, in
 one process and in rounds, all ways score other records of it, with the same checkpoint:
 
 - loop: the quick start of transformers, one record after the other, float32; `loop_short` is the same with inputs cut as the model was trained (128 tokens), the
@@ -168,9 +168,9 @@ def main() -> None:
     folder,df = trained(s),read_dataset(s)
     fold = read_fold(project_path(s,s.paths.folds_dir), 0, 0, project_path(s,s.paths.dataset), len(df))
     fit_on,fresh = halves(data, 300 if o.quick else 3_000)
-    fit_on = fit_on[:300 if o.quick else 4_000]
+    fit_on = fit_on[:300 if o.quick else 3_000]
     plain = Screener.load(folder)
-    measured = next(iter(measure_on(df.iloc[fold.dev], [folder], 100 if o.quick else 1000, say=lambda x: print(x,flush=True)).values()))
+    measured = next(iter(measure_on(df.iloc[fold.dev], [folder], 100 if o.quick else 500, say=lambda x: print(x,flush=True)).values()))
     print('\n'.join(in_words(measured, s.screen.tolerance)), flush=True)
     chosen = Screener.load(folder, runtime='auto', tolerance=s.screen.tolerance)
     t0 = time.perf_counter()
