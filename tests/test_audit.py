@@ -125,19 +125,37 @@ def test_texts_are_those_of_the_files(found, lake, tmp_path):
 
 
 def test_formulas_are_defused_in_csv(lake, tmp_path):
-    write_records(papers(30).assign(title='=HYPERLINK("x")'), tmp_path/'in.csv')
+    write_records(papers(30).assign(title='=HYPERLINK("x")',abstract='\uff1d1+1'), tmp_path/'in.csv')
     screen([tmp_path/'in.csv'], [lake/'model'], tmp_path/'out')
     write_sample(draw(tmp_path/'out',5), tmp_path/'out', tmp_path/'s.csv')
-    assert (pd.read_csv(tmp_path/'s.csv').title=="'=HYPERLINK(\"x\")").all()
+    assert (pd.read_csv(tmp_path/'s.csv').title=="'=HYPERLINK(\"x\")").all() and (pd.read_csv(tmp_path/'s.csv').abstract=="'\uff1d1+1").all()
 
 
 def test_a_changed_file_is_noticed(lake, tmp_path):
     write_records(papers(30), tmp_path/'in.csv')
     screen([tmp_path/'in.csv'], [lake/'model'], tmp_path/'out')
     d = draw(tmp_path/'out',5)
-    write_records(papers(30)[::-1], tmp_path/'in.csv')
-    with pytest.raises(ValueError, match=r'in.csv: record \d+ is .* when it was screened'): write_sample(d, tmp_path/'out', tmp_path/'s.csv')
+    text = (tmp_path/'in.csv').read_text()
+    (tmp_path/'in.csv').write_text(text.replace('dust','dusk'))
+    with pytest.raises(ValueError, match='in.csv has changed since it was screened'): write_sample(d, tmp_path/'out', tmp_path/'s.csv')
+    (tmp_path/'in.csv').unlink()
+    with pytest.raises(FileNotFoundError, match='in.csv, which was screened into .* is not there'): write_sample(d, tmp_path/'out', tmp_path/'s.csv')
     assert not list(tmp_path.glob('s.*'))
+
+
+def test_a_workbook_has_room_for_a_long_abstract(lake, tmp_path):
+    write_records(papers(3).assign(abstract='ants '*20_000), tmp_path/'in.csv')
+    screen([tmp_path/'in.csv'], [lake/'model'], tmp_path/'out')
+    write_sample(draw(tmp_path/'out',3), tmp_path/'out', tmp_path/'s.xlsx')
+    assert set(read_records(tmp_path/'s.xlsx').abstract.str.len())=={32_767}
+
+
+@pytest.mark.parametrize('fails', ['write_records','write_json'])
+def test_a_sample_is_there_with_its_design_or_not_at_all(found, tmp_path, monkeypatch, fails):
+    def full(*args): raise OSError('the disk is full')
+    monkeypatch.setattr(f'ipbes_classifier.audit.{fails}', full)
+    with pytest.raises(OSError, match='the disk is full'): write_sample(draw(found,5), found, tmp_path/'s.csv')
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_sample_of_another_screening_is_refused(lake, found, tmp_path):
