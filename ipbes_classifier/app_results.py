@@ -24,6 +24,7 @@ import numpy as np
 import pandas as pd
 
 from .explain import Explanation
+from .lists import without_formulas
 from .records import _joined, clean_texts, iter_records, to_records, write_records
 from .screen import Screener, _numbered, _score_notes, _with_scores
 
@@ -196,12 +197,6 @@ def thresholds_of(
     whole,titles = (np.mean([[t[l] for l in screener.labels] for t in by], axis=0) for by in (screener.thresholds,[t for t,_ in screener.titles]))
     return np.where(np.asarray(has_abstract,dtype=bool)[:,None], whole, titles)
 
-# %% ../nbs/36a_app_results.ipynb #4bbc575b
-def _no_formula(df:pd.DataFrame)->pd.DataFrame:
-    "Texts that a spreadsheet would calculate, with an apostrophe in front."
-    text = [str(c) for c in df if isinstance(df[c].dtype,pd.StringDtype) or df[c].dtype==object]
-    return df.assign(**{c: df[c].astype('str').str.replace(r'^(?=\s*[=+\-@\uff1d\uff0b\uff0d\uff20])|^(?=[\t\r\n])', "'", regex=True) for c in text})
-
 # %% ../nbs/36a_app_results.ipynb #01cfd6a3
 KINDS = dict(ris='application/x-research-info-systems', csv='text/csv; charset=utf-8', xlsx='application/vnd.openxmlformats-officedocument.spreadsheetml.sheet')
 
@@ -218,7 +213,7 @@ def write_result(
         if kind=='ris': write_records(_with_scores(result.records.iloc[rows], scores.assign(title='')), path, drop=_score_notes(result.labels))
         else:
             table = pd.concat([scores[['id']],result.table[['doi','title','year']].iloc[rows],scores.drop(columns='id')], axis=1)
-            write_records(_no_formula(table) if kind=='csv' else table, path)
+            write_records(without_formulas(table) if kind=='csv' else table, path)
         return path.read_bytes()
 
 # %% ../nbs/36a_app_results.ipynb #0562daa8

@@ -17,9 +17,9 @@ import numpy as np
 import pandas as pd
 
 from .files import obj_hash, read_json, write_json
+from .lists import _cut, check_unchanged, read_screening, without_formulas
 from .ranking import records_at
 from .records import parse_labels, read_records, write_records
-from .screen_folder import read_manifest
 
 # %% ../nbs/35_audit.ipynb #c0000005
 def _place(part:Path)->tuple[int,...]:
@@ -47,9 +47,7 @@ def open_corpus(
 )->Corpus:
     "The records of a screening, from the metadata of its parts; `FileNotFoundError` or `ValueError` if it is none, not complete, or damaged."
     import pyarrow.parquet as pq
-    manifest = read_manifest(folder)
-    if manifest is None: raise FileNotFoundError(f"{folder}: no screening there; `ipbes screen` writes one")
-    if not manifest['complete']: raise ValueError(f"{folder}: the screening is not complete; call `ipbes screen` again, it goes on")
+    manifest = read_screening(folder)
     parts = sorted((Path(folder)/'scores').glob('part-*.parquet'), key=_place)
     ends = np.cumsum([pq.read_metadata(p).num_rows for p in parts])
     rows = int(ends[-1]) if len(ends) else 0
@@ -221,18 +219,11 @@ def design_file(
     return Path(sample).with_suffix('.design.json')
 
 # %% ../nbs/35_audit.ipynb #c0000045
-def _texts(design:Design)->pd.DataFrame:
-    "The drawn records with their texts; `ValueError` if a file does not hold what was screened."
+def _texts(design:Design, folder:str|os.PathLike)->pd.DataFrame:
+    "The drawn records with their texts; errors as of `lists.check_unchanged`."
+    check_unchanged(folder, read_screening(folder), design.drawn.file.unique().tolist())
     records = records_at(design.drawn.file.tolist(), design.drawn.row.tolist())
-    ids = [i or d or str(k) for i,d,k in zip(records['id'],records['doi'],design.drawn.row)]
-    for was,now,file,row in zip(design.drawn['id'],ids,design.drawn.file,design.drawn.row):
-        if was!=now: raise ValueError(f"{file}: record {row} is {now!r}, and was {was!r} when it was screened; put the file back, or screen it again")
-    return design.drawn[['file','row']].assign(id=ids, **{c:records[c] for c in ('title','abstract','year','doi')})
-
-# %% ../nbs/35_audit.ipynb #c0000047
-def _no_formulas(df:pd.DataFrame)->pd.DataFrame:
-    "Text cells that no spreadsheet takes for a formula."
-    return df.assign(**{c:df[c].astype('str').str.replace(r'^(?=[=+\-@\t\r])', "'", regex=True) for c in ('id','title','abstract')})
+    return design.drawn[['file','row','id']].assign(**{c:records[c] for c in ('title','abstract','year','doi')})
 
 # %% ../nbs/35_audit.ipynb #c0000048
 def scores_at(
@@ -254,17 +245,24 @@ def write_sample(
     out:str|os.PathLike,            # .csv, .tsv, .xlsx or .ris; the design stands beside it
     scores:bool=False,              # show scores to who judges
 )->Path:                            # `out`
-    "Write `file, row, id, title, abstract, year, doi` and a column per label to be filled in; `ValueError` for another suffix, a file that is there, or texts that have changed."
+    "Write `file, row, id, title, abstract, year, doi` and a column per label to be filled in; `ValueError` for another suffix, a file that is there, or a screened file that has changed."
     out = Path(out)
     if out.suffix not in _TO_FILL: raise ValueError(f"{out}: unknown suffix {out.suffix!r}; a sample is written as {', '.join(_TO_FILL)}")
     if there := [p for p in (out,design_file(out)) if p.exists()]: raise ValueError(f"{there[0]} is there already and may hold labels; name another file, or delete it")
-    df,corpus = _texts(design),open_corpus(folder)
+    corpus = open_corpus(folder)
     if corpus.screening!=design.screening: raise ValueError(f"the sample was not drawn from {folder} as it is now; draw it again")
+    df = _texts(design,folder)
     if scores: df = df.assign(**{f'{l}_score':scores_at(corpus,l,design.drawn.number.to_numpy()) for l in design.labels})
-    if out.suffix in ('.csv','.tsv'): df = _no_formulas(df)
-    write_json(design_file(out), dict(screening=design.screening, seed=design.seed, labels=design.labels, rows=design.rows, by=design.by, cuts=design.cuts,
-                                      strata=[asdict(s) for s in design.strata], drawn=design.drawn.to_dict('records')))
-    return write_records(df.assign(**dict.fromkeys(design.labels,_TO_FILL[out.suffix])), out)
+    texts = ['id','title','abstract','doi']
+    if out.suffix in ('.csv','.tsv'): df[texts] = without_formulas(df[texts])
+    if out.suffix=='.xlsx': df = _cut(df)
+    write_records(df.assign(**dict.fromkeys(design.labels,_TO_FILL[out.suffix])), out)
+    try: write_json(design_file(out), dict(screening=design.screening, seed=design.seed, labels=design.labels, rows=design.rows, by=design.by, cuts=design.cuts,
+                                           strata=[asdict(s) for s in design.strata], drawn=design.drawn.to_dict('records')))
+    except OSError:
+        out.unlink()
+        raise
+    return out
 
 # %% ../nbs/35_audit.ipynb #c0000053
 def read_design(
@@ -287,11 +285,12 @@ def _rows_of(table:pd.DataFrame, path:str|os.PathLike)->list[tuple[str,int]]:
 # %% ../nbs/35_audit.ipynb #c0000055
 def _check_rows(given:Sequence[tuple[str,int]], drawn:Sequence[tuple[str,int]], path:str|os.PathLike)->None:
     "`ValueError` unless the rows are those that were drawn, each once."
-    if len(set(given))<len(given):
+    known,found = set(drawn),set(given)
+    if len(found)<len(given):
         twice = next(r for i,r in enumerate(given) if r in given[:i])
         raise ValueError(f"{path}: record {twice[1]} of {twice[0]} stands in it more than once; keep one of the rows")
-    if more := [r for r in given if r not in set(drawn)]: raise ValueError(f"{path}: record {more[0][1]} of {more[0][0]} was not drawn; take out {len(more)} such row{'s'*(len(more)>1)}")
-    if less := [r for r in drawn if r not in set(given)]:
+    if more := [r for r in given if r not in known]: raise ValueError(f"{path}: record {more[0][1]} of {more[0][0]} was not drawn; take out {len(more)} such row{'s'*(len(more)>1)}")
+    if less := [r for r in drawn if r not in found]:
         raise ValueError(f"{path}: record {less[0][1]} of {less[0][0]} was drawn and is missing, {len(less)} in all; every drawn record is needed, also those that are hard to judge")
 
 # %% ../nbs/35_audit.ipynb #c0000056
@@ -318,7 +317,8 @@ def read_sample(
     _check_rows(rows, drawn, path)
     ys = {l:y for l in d.labels if l in table and (y := _judged(table[l],l,rows,path)) is not None}
     if not ys: raise ValueError(f"{path} has no label yet; write 0 or 1 for every record in one or more of the columns {', '.join(d.labels)}")
-    at = pd.DataFrame(ys).iloc[[rows.index(r) for r in drawn]].reset_index(drop=True)
+    place = {r:i for i,r in enumerate(rows)}
+    at = pd.DataFrame(ys).iloc[[place[r] for r in drawn]].reset_index(drop=True)
     weight = [d.strata[h].size/d.strata[h].drawn for h in d.drawn.stratum]
     out = pd.concat([d.drawn[['file','row','number','stratum']].assign(weight=weight),at], axis=1)
     out.attrs['design'] = d

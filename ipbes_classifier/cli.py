@@ -677,7 +677,7 @@ def _shares(given:Sequence[str]|None)->dict[str,float]:
 @app.command()
 def report(
     folder:Annotated[Path, typer.Argument(metavar='FOLDER', help='Of `ipbes screen`, complete; give the command where it was screened')],
-    label_sample:Annotated[Path|None, typer.Option('--label-sample', metavar='FILE', help='A random sample of what was screened that people judged: columns file, row, and 0 or 1 for a label')]=None,
+    label_sample:Annotated[Path|None, typer.Option('--label-sample', metavar='FILE', help='A sample that people judged: of `ipbes audit draw`, simple or stratified; or any random one, with columns file, row, and 0 or 1 for a label')]=None,
     model:Annotated[list[Path]|None, typer.Option('--model','-m','--checkpoint', help='The checkpoints of the screening; default: those that it noted')]=None,
     n:Annotated[int, typer.Option('-n','--first', min=1, help='Papers of a reading list, for its precision')]=1000,
     top:Annotated[int, typer.Option('--top', min=1, help='Papers shown for each label')]=5,

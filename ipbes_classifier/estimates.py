@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from .audit import Corpus, Design, open_corpus, read_sample, read_scores, strata_of
+from .prior_shift import prevalence_interval
 
 # %% ../nbs/35a_estimates.ipynb #c0000005
 def _last(holds:Callable[[int],bool], low:int, high:int)->int:
@@ -39,8 +40,8 @@ def exact_limits(
     if not 0<=x<=n<=size: raise ValueError(f"of {size} records {n} were drawn and {x} of these are relevant: such numbers cannot be")
     if not 0<confidence<1: raise ValueError(f"confidence should lie between 0 and 1, both excluded; got {confidence}")
     a = (1-confidence)/2
-    high = _last(lambda k: k==x or hypergeom.cdf(x,size,k,n)>a, x, size-(n-x))
-    low = size-(n-x)-_last(lambda d: d==size-n or hypergeom.sf(x-1,size,size-(n-x)-d,n)>a, 0, size-n) if x else 0
+    high = _last(lambda k: hypergeom.cdf(x,size,k,n)>a, x, size-(n-x))
+    low = size-(n-x)-_last(lambda d: hypergeom.sf(x-1,size,size-(n-x)-d,n)>a, 0, size-n) if x else 0
     return low,high
 
 # %% ../nbs/35a_estimates.ipynb #c0000014
@@ -113,10 +114,7 @@ def share(
     confidence:float=.95,   # of the interval
 )->Estimate:
     "Recall from a simple random sample; undefined if it holds nothing relevant."
-    from scipy.stats import binomtest
-    if not n: return UNDEFINED
-    ci = binomtest(x,n).proportion_ci(confidence,'exact')
-    return Estimate(x/n,ci.low,ci.high)
+    return Estimate(x/n,*prevalence_interval(x,n,confidence)) if n else UNDEFINED
 
 # %% ../nbs/35a_estimates.ipynb #c0000033
 @dataclass(frozen=True)
@@ -129,7 +127,7 @@ class Part:
 
 # %% ../nbs/35a_estimates.ipynb #c0000034
 def _boundaries(corpus:Corpus, label:str, ks:Sequence[int])->list[Part]:
-    "The first `k` ranks for several `k`, by the scores."
+    "The first `k` ranks for several `k`, by the scores; a `k` above the number of ranks is left out."
     import pyarrow.parquet as pq
     from ipbes_classifier.ranking import folder_name
     place,parts,n = corpus.folder/'ranked'/folder_name(label),list[Part](),0
@@ -141,7 +139,7 @@ def _boundaries(corpus:Corpus, label:str, ks:Sequence[int])->list[Part]:
             parts += [Part(f'first {k:,}', k, float(s[k-n-1])) for k in here]
         n += pq.read_metadata(p).num_rows
     above = np.zeros(len(parts),dtype=np.int64)
-    for _,s,_ in read_scores(corpus,label): above += [int((s>p.score).sum()) for p in parts]
+    for _,s,_ in read_scores(corpus,label): above += np.array([(s>p.score).sum() for p in parts], dtype=np.int64)
     return [Part(p.name,p.k,p.score,p.k-int(a)) for p,a in zip(parts,above)]
 
 # %% ../nbs/35a_estimates.ipynb #c0000035
@@ -215,11 +213,13 @@ def estimate(
 )->pd.DataFrame:                          # the columns of `COLUMNS`: `n` drawn records, `relevant` of them, in the part that a row is about
     """Prevalence, number of relevant records, and recall and precision of what is selected and of the first ranks, each with an interval; undefined is NaN.
 
-    The intervals promise their confidence for labels that are right, one figure at a time. `ValueError` as of `read_sample`, or for a `first` below 1.
+    The intervals promise their confidence for labels that are right, one figure at a time. `ValueError` as of `read_sample`, or for a `first` below 1 or above the number of ranks.
     """
     if bad := [k for k in first if k<1]: raise ValueError(f"first is a number of ranks, 1 or more; got {bad[0]}")
     if not 0<confidence<1: raise ValueError(f"confidence should lie between 0 and 1, both excluded; got {confidence}")
     sample,corpus = read_sample(path,folder,design),open_corpus(folder)
     ks = sorted(set(first)) or [10**i for i in range(2,12) if 10**i<corpus.size]
     rows = [r for l in corpus.labels if l in sample for r in _of_label(corpus,sample,l,ks,confidence)]
-    return pd.DataFrame(rows)[list(COLUMNS)]
+    table = pd.DataFrame(rows)[list(COLUMNS)]
+    if lost := [k for k in ks if first and f'first {k:,}' not in set(table.of)]: raise ValueError(f"first {lost[0]:,}: {folder} has fewer records with a rank; ask for fewer")
+    return table

@@ -28,9 +28,9 @@ from .screen_folder import InputFile, _is_same, _look_at, read_manifest
 def read_screening(
     folder:str|os.PathLike, # of `ipbes screen`
 )->dict[str,Any]:           # its manifest: settings, files, figures
-    "The manifest of a complete screening; `ValueError` if there is none, or it was not finished."
+    "The manifest of a complete screening; `FileNotFoundError` if there is none, `ValueError` if it was not finished."
     m = read_manifest(folder)
-    if m is None: raise ValueError(f"{folder}: no screening is there; `ipbes screen INPUT... -m MODEL -o {folder}` makes one")
+    if m is None: raise FileNotFoundError(f"{folder}: no screening is there; `ipbes screen INPUT... -m MODEL -o {folder}` makes one")
     if not m['complete']: raise ValueError(f"{folder}: the screening is not complete; the same `ipbes screen` goes on with it")
     return m
 
@@ -136,7 +136,7 @@ def without_formulas(
 def _cut(df:pd.DataFrame)->pd.DataFrame:
     "A table whose texts fit into cells of a workbook."
     most = tables._LONGEST_CELL
-    return df.assign(**{c: df[c].map(lambda s: s if not isinstance(s,str) or len(s)<=most else s[:most-1]+'…') for c in ('title','authors','abstract','duplicate_ids')})
+    return df.assign(**{str(c): df[c].map(lambda s: s if not isinstance(s,str) or len(s)<=most else s[:most-1]+'…') for c in df if not pd.api.types.is_numeric_dtype(df[c])})
 
 # %% ../nbs/33_lists.ipynb #47c95635
 def _write_csv(path:Path, table:pd.DataFrame, **more:Any)->None: write_records(without_formulas(table), path)
@@ -193,7 +193,7 @@ def write_lists(
 )->list[ReadingList]:                    # one of each label
     """Write the papers that a screening put first, for reading; near-duplicates among them stand once, so that a list may have fewer than `n`.
 
-    `ValueError` if there is no complete screening, a label or format is unknown, or a screened file has changed; `FileNotFoundError` if one is not where it was; `OSError` if nothing can be
+    `ValueError` if the screening is not complete, a label or format is unknown, or a screened file has changed; `FileNotFoundError` if there is no screening, or a file is not where it was; `OSError` if nothing can be
     written. Each file is written atomically.
     """
     m = read_screening(folder)

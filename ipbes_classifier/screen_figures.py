@@ -112,7 +112,7 @@ def _check_design(path:str|os.PathLike)->None:
     "Refuse a sample whose design, written beside it, gave some records a better chance than others."
     design = Path(path).with_suffix('.design.json')
     by = read_json(design).get('by') if design.exists() else ''
-    if by: raise ValueError(f"{path} was drawn by the scores of {by}, so its records do not stand for all alike; `ipbes audit` estimates from it, and a report wants a simple random sample")
+    if by: raise ValueError(f"{path} was drawn by the scores of {by}, so its records do not stand for all alike; `estimates.estimate` weights them, which this does not")
 
 # %% ../nbs/33b_screen_figures.ipynb #18a27e44
 def read_sample(
@@ -154,9 +154,15 @@ class Expected:
         return prevalence_interval(self.relevant,self.judged) if self.judged else (float('nan'),float('nan'))
 
     @property
+    def contradicted(self)->bool:
+        "Do the scores speak for a prevalence that the sample leaves no room for?"
+        return self.from_scores==self.from_scores and (self.from_scores<self.sampled[0] or self.from_scores>self.sampled[1])
+
+    @property
     def best(self)->tuple[float,str]:
-        "The prevalence to go by, and where it is from: the sample if it holds relevant papers, else the scores; NaN if there is neither."
+        "The prevalence to go by, and where it is from: the sample if it holds relevant papers, else the scores, or the most that the sample leaves room for; NaN if there is neither."
         if self.relevant: return self.relevant/self.judged,'labelled sample'
+        if self.contradicted: return self.sampled[1],'upper limit of the sample'
         return self.from_scores,'scores'
 
 # %% ../nbs/33b_screen_figures.ipynb #76d5e07d

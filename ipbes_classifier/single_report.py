@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from . import audit
 from .config import find_root, resource_dir
 from .files import atomic_path
 from .lists import check_labels, read_screening
@@ -50,7 +51,7 @@ def _report(name:str)->Path:
 # %% ../nbs/42_single_report.ipynb #8951c6d2
 def report_screening(
     folder:str|os.PathLike,                    # of a complete screening
-    label_sample:str|os.PathLike|None=None,    # a labelled random sample, as of `screen_figures.read_sample`
+    label_sample:str|os.PathLike|None=None,    # a labelled sample, of `ipbes audit draw`, or as of `screen_figures.read_sample`
     models:Sequence[str|os.PathLike]=(),       # its checkpoints; default: those that it noted
     n:int=1000,                                # papers of a reading list
     top:int=5,                                 # papers shown for each label
@@ -61,7 +62,7 @@ def report_screening(
     "Write the report of a screening; `ValueError` or `FileNotFoundError` if there is no complete screening, or sample, checkpoint, label or a screened file is not as it should be."
     m = read_screening(folder)
     if n<1 or top<1: raise ValueError(f"n and top are 1 or more; got {n} and {top}")
-    if label_sample: read_sample(label_sample, m)
+    if label_sample: audit.read_sample(label_sample, folder) if audit.design_file(label_sample).exists() else read_sample(label_sample, m)
     find_models(folder, m, models)
     check_labels(m, list(prevalence or ()))
     if bad := {l:p for l,p in (prevalence or {}).items() if not 0<p<1}: raise ValueError(f"a prevalence is a share above 0 and below 1; got {bad}")

@@ -101,7 +101,7 @@ def quantile_position(
     target:float=.95,     # recall
     confidence:float=.95, # that it is reached
 )->int|None:              # how many of them must have been met; None: `r` is too small for such a promise
-    "The quantile binomial coefficient bound of Lewis, Yang and Frieder (2021)."
+    "The quantile binomial confidence bound of Lewis, Yang and Frieder (2021)."
     from scipy.stats import binom
     _check_shares(target,confidence)
     if r<0: raise ValueError(f"r counts relevant records; got {r}")
@@ -212,7 +212,7 @@ def _said(s:Stopping)->str:
     "The sentence of the hypergeometric test."
     asked = f'recall is {s.target:.4g} or more with confidence {s.confidence:.4g}'
     so_far = f'{s.label or "the list"}: {s.read:,} of {s.size:,} records read, {s.found:,} relevant.'
-    rests = 'if relevant records do not get more frequent further down'
+    rests = 'as far as relevant records get clearly rarer down the list'
     if not s.more: return f'{so_far} By the hypergeometric test {asked} (p = {s.p:.3g}), {rests}.'
     return f'{so_far} The hypergeometric test does not yet say that {asked} (p = {s.p:.3g}); at least {s.more:,} more are to be read.'
 
@@ -254,8 +254,9 @@ def _ranks(folder:str|os.PathLike, label:str, numbers:np.ndarray)->np.ndarray:
     rank = np.where(np.isnan(mine),np.inf,1.)
     for start,s,_ in read_scores(corpus,label):
         ordered = np.sort(s[~np.isnan(s)])
-        rank += len(ordered)-np.searchsorted(ordered,np.nan_to_num(mine),side='right')
-        for i in np.flatnonzero(numbers>=start): rank[i] += np.sum(s[:numbers[i]-start]==mine[i])
+        low,high = (np.searchsorted(ordered,np.nan_to_num(mine),side=side) for side in ('left','right'))
+        rank += len(ordered)-high+np.where(numbers>=start+len(s), high-low, 0)
+        for i in np.flatnonzero((numbers>=start)&(numbers<start+len(s))): rank[i] += np.sum(s[:numbers[i]-start]==mine[i])
     return rank
 
 # %% ../nbs/35b_stopping.ipynb #c0000061

@@ -1,10 +1,11 @@
 "A sample of a screening: drawn from all of it, blind, read back strictly; its estimates unbiased, their intervals as wide as they should be."
 import json
 import math
-from pathlib import Path
+import tracemalloc
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from scipy.stats import binomtest, hypergeom
@@ -14,6 +15,7 @@ from ipbes_classifier.audit import design_file, draw, open_corpus, read_design, 
 from ipbes_classifier.cli import app
 from ipbes_classifier.config import load_config
 from ipbes_classifier.estimates import Cell, _of_label, estimate, exact_limits, ratio, total
+from ipbes_classifier.files import write_json
 from ipbes_classifier.models import make_model
 from ipbes_classifier.ranking import read_ranked
 from ipbes_classifier.records import read_records, write_records
@@ -104,7 +106,7 @@ def test_a_sample_drawn_twice_is_the_same_bytes_and_shows_no_score(found, tmp_pa
     assert (tmp_path/'a.design.json').read_bytes()==(tmp_path/'b.design.json').read_bytes()
     table = read_records(tmp_path/f'a{suffix}')
     assert not [c for c in table if 'score' in c or 'pred' in c or 'prob' in c or c in ('rank','note','stratum','number')]
-    if suffix!='.ris': assert not (set(pd.Series(table.columns))-{'file','row','A','B'}-set(read_records(tmp_path/f'a{suffix}')))
+    if suffix in ('.csv','.tsv'): assert (tmp_path/f'a{suffix}').read_text().splitlines()[0].replace('"','').replace('\t',',')=='file,row,id,title,abstract,year,doi,A,B'
     design = json.loads(design_file(tmp_path/'a.csv').read_text())
     assert design['rows']==600 and sum(s['drawn'] for s in design['strata'])==40 and design['by']=='A'
 
@@ -123,19 +125,37 @@ def test_texts_are_those_of_the_files(found, lake, tmp_path):
 
 
 def test_formulas_are_defused_in_csv(lake, tmp_path):
-    write_records(papers(30).assign(title='=HYPERLINK("x")'), tmp_path/'in.csv')
+    write_records(papers(30).assign(title='=HYPERLINK("x")',abstract='\uff1d1+1'), tmp_path/'in.csv')
     screen([tmp_path/'in.csv'], [lake/'model'], tmp_path/'out')
     write_sample(draw(tmp_path/'out',5), tmp_path/'out', tmp_path/'s.csv')
-    assert (pd.read_csv(tmp_path/'s.csv').title=="'=HYPERLINK(\"x\")").all()
+    assert (pd.read_csv(tmp_path/'s.csv').title=="'=HYPERLINK(\"x\")").all() and (pd.read_csv(tmp_path/'s.csv').abstract=="'\uff1d1+1").all()
 
 
 def test_a_changed_file_is_noticed(lake, tmp_path):
     write_records(papers(30), tmp_path/'in.csv')
     screen([tmp_path/'in.csv'], [lake/'model'], tmp_path/'out')
     d = draw(tmp_path/'out',5)
-    write_records(papers(30)[::-1], tmp_path/'in.csv')
-    with pytest.raises(ValueError, match=r'in.csv: record \d+ is .* when it was screened'): write_sample(d, tmp_path/'out', tmp_path/'s.csv')
+    text = (tmp_path/'in.csv').read_text()
+    (tmp_path/'in.csv').write_text(text.replace('dust','dusk'))
+    with pytest.raises(ValueError, match='in.csv has changed since it was screened'): write_sample(d, tmp_path/'out', tmp_path/'s.csv')
+    (tmp_path/'in.csv').unlink()
+    with pytest.raises(FileNotFoundError, match='in.csv, which was screened into .* is not there'): write_sample(d, tmp_path/'out', tmp_path/'s.csv')
     assert not list(tmp_path.glob('s.*'))
+
+
+def test_a_workbook_has_room_for_a_long_abstract(lake, tmp_path):
+    write_records(papers(3).assign(abstract='ants '*20_000), tmp_path/'in.csv')
+    screen([tmp_path/'in.csv'], [lake/'model'], tmp_path/'out')
+    write_sample(draw(tmp_path/'out',3), tmp_path/'out', tmp_path/'s.xlsx')
+    assert set(read_records(tmp_path/'s.xlsx').abstract.str.len())=={32_767}
+
+
+@pytest.mark.parametrize('fails', ['write_records','write_json'])
+def test_a_sample_is_there_with_its_design_or_not_at_all(found, tmp_path, monkeypatch, fails):
+    def full(*args): raise OSError('the disk is full')
+    monkeypatch.setattr(f'ipbes_classifier.audit.{fails}', full)
+    with pytest.raises(OSError, match='the disk is full'): write_sample(draw(found,5), found, tmp_path/'s.csv')
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_sample_of_another_screening_is_refused(lake, found, tmp_path):
@@ -241,9 +261,29 @@ def test_no_screening_is_one_sentence(tmp_path, args, monkeypatch):
     assert isinstance(CliRunner().invoke(app,['audit',*args]).exception,FileNotFoundError)
 
 
-def test_memory_does_not_follow_the_corpus(found, monkeypatch):
-    "No more than one part of scores is held at a time."
-    held,read = [],pq.read_table
-    monkeypatch.setattr(pq,'read_table',lambda p,**kw: held.append(pq.read_metadata(p).num_rows) or read(p,**kw))
-    draw(found,50,'A')
-    assert max(held)<=90 and Path(found/'scores').exists()
+def test_a_corpus_of_few_records_has_estimates_too(lake, tmp_path):
+    "Fewer records than the least of the depths that are shown unless others are asked for."
+    write_records(papers(30), tmp_path/'in.csv')
+    found = screen([tmp_path/'in.csv'], [lake/'model'], tmp_path/'out').folder
+    write_sample(draw(found,30), found, tmp_path/'s.csv')
+    table = estimate(found, fill(tmp_path/'s.csv'))
+    assert set(table.of)=={'corpus','selected'} and table.value[1]==truth(papers(30)).sum()
+    with pytest.raises(ValueError, match='first 30: .* has fewer records with a rank'): estimate(found, tmp_path/'s.csv', [10,30])
+
+
+def test_memory_does_not_follow_the_corpus(tmp_path):
+    "Ten times as many parts take hardly more: far less than a number for each of their records."
+    def peak(n):
+        folder = tmp_path/str(n)
+        (folder/'scores').mkdir(parents=True)
+        for b in range(n):
+            t = pa.table(dict(file=['x.csv']*5000, row=np.arange(5000)+5000*b, id=['']*5000, A_score=np.random.default_rng(b).uniform(size=5000), A_pred=np.zeros(5000,dtype=np.int8)))
+            pq.write_table(t, folder/f'scores/part-00000-{b:05d}.parquet')
+        write_json(folder/'_manifest.json', dict(settings=dict(labels=['A']), files=[], complete=True, rows=5000*n))
+        draw(folder,50,'A')
+        tracemalloc.start()
+        draw(folder,50,'A')
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return found
+    assert peak(50)-peak(5)<45*5000*8/3

@@ -15,6 +15,7 @@ import rispy
 from python_calamine import CalamineWorkbook
 from typer.testing import CliRunner
 
+from ipbes_classifier.audit import draw, write_sample
 from ipbes_classifier.cli import app
 from ipbes_classifier.config import load_config
 from ipbes_classifier.lists import COLUMNS, FORMATS, read_screening, write_lists
@@ -279,6 +280,18 @@ def test_a_report_of_a_screening(found, checkpoint, tmp_path):
     for text in ('43 papers were screened','probabilities and their sum are too high','Saerens','labelled sample','data:image/png','&lt;b&gt; $1'): assert text in page.replace('&gt;$1','&gt; $1'), text
     assert '<b>$1' not in page and '<script' not in page and 'Traceback' not in page
     assert sorted(p.name for p in (found/'report').iterdir() if p.name[0]!='.')==['screen.html','screen.ipynb']
+
+
+def test_a_report_weights_a_stratified_sample(found):
+    write_sample(draw(found,30,'A'), found, 's.csv')
+    table = pd.read_csv('s.csv', keep_default_na=False)
+    table = table.assign(A=table.abstract.str.startswith('ants').astype(int))
+    table[1:].to_csv('s.csv', index=False, quoting=csv.QUOTE_ALL)
+    with pytest.raises(ValueError, match='was drawn and is missing'): report_screening(found, 's.csv')
+    table.to_csv('s.csv', index=False, quoting=csv.QUOTE_ALL)
+    page = report_screening(found, 's.csv', n=10, top=1).read_text()
+    for text in ('recall (95 %)','first 10','drawn by the scores of A'): assert text in page, text
+    assert 'No labelled sample' not in page and 'by the sample (95 %)' not in page
 
 
 def test_a_report_is_refused_before_a_kernel_starts(found):
