@@ -2,7 +2,7 @@
 
     IPBES_REAL_DATA=DIR python benchmarks/screening.py [--quick]
 
-A project of its own below `--work`, whose steps stay done: data set and folds of `corpus.parquet`, `minilm` fine-tuned on fold 0, the runtimes of
+A project of its own below `--work`, whose steps (all but the timing) stay done: data set and folds of `corpus.parquet`, `minilm` fine-tuned on fold 0, the runtimes of
 this machine measured on dev, a first pass (as `ipbes cascade` makes it) with 3,000 records of `deployment_sample.parquet` as unlabelled ones. Then, in
 one process and in rounds, all ways score other records of it, with the same checkpoint:
 
@@ -11,7 +11,7 @@ one process and in rounds, all ways score other records of it, with the same che
 - pipeline: `pipeline("text-classification", batch_size=32)` of transformers, which pads each batch to its longest record
 - torch: `Screener.score`, PyTorch in float32
 - chosen: the same in the runtime that `auto` chooses here
-- cascade: the runtime behind the first pass, inputs as the model was trained, on 2,000 records of the test fold (at the prevalence of the corpus) and on 3,000
+- cascade: the runtime behind the first pass, inputs as the model was trained, on 1,000 records of the test fold (at the prevalence of the corpus) and on 1,000
   of the deployment sample (none is relevant); its ratio is to `loop_short`
 
 Rates are records a second, the median of the rounds; ratios are of these. What the first pass loses is measured on all labelled test records of the fold. The
@@ -27,8 +27,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ipbes_classifier.agreement import in_words
-from ipbes_classifier.cascade import cascade_folder, fit_cascade, measure_cascade, save_cascade
+from ipbes_classifier.agreement import in_words, read_agreements
+from ipbes_classifier.cascade import cascade_folder, fit_cascade, load_cascade, measure_cascade, save_cascade
 from ipbes_classifier.config import Settings, project_path
 from ipbes_classifier.encoders import Encoder
 from ipbes_classifier.files import file_hash, write_json
@@ -56,7 +56,7 @@ def trained(s: Settings) -> Path:
 
 def halves(data: Path, n: int) -> tuple[pd.DataFrame, pd.DataFrame]:
     "The deployment sample in two parts, drawn at random; the second with at most `n` records."
-    df = pd.read_parquet(data/'deployment_sample.parquet', columns=['title','abstract']).sample(frac=1, random_state=0).fillna('')
+    df = pd.read_parquet(data/'deployment_sample.parquet', columns=['id','title','abstract']).assign(doi='').sample(frac=1, random_state=0).fillna('')
     return df[::2].reset_index(drop=True), df[1::2][:n].reset_index(drop=True)
 
 
@@ -170,13 +170,13 @@ def main() -> None:
     fit_on,fresh = halves(data, 300 if o.quick else 3_000)
     fit_on = fit_on[:300 if o.quick else 3_000]
     plain = Screener.load(folder)
-    measured = next(iter(measure_on(df.iloc[fold.dev], [folder], 100 if o.quick else 500, say=lambda x: print(x,flush=True)).values()))
+    measured = read_agreements(folder) or next(iter(measure_on(df.iloc[fold.dev], [folder], 100 if o.quick else 500, say=lambda x: print(x,flush=True)).values()))
     print('\n'.join(in_words(measured, s.screen.tolerance)), flush=True)
     chosen = Screener.load(folder, runtime='auto', tolerance=s.screen.tolerance)
-    t0 = time.perf_counter()
-    cascade = fit_cascade(chosen, df.iloc[fold.train].sample(500 if o.quick else 1000, random_state=0), df.iloc[fold.dev], fit_on, s.screen.share, s.screen.confidence)
-    save_cascade(cascade, cascade_folder(folder, chosen.version))
-    print(f'{cascade.cut}; fitted in {time.perf_counter()-t0:.0f} s', flush=True)
+    place = cascade_folder(folder, chosen.version)
+    if not place.exists(): save_cascade(fit_cascade(chosen, df.iloc[fold.train].sample(500 if o.quick else 1000, random_state=0), df.iloc[fold.dev], fit_on, s.screen.share, s.screen.confidence), place)
+    cascade = load_cascade(place, chosen.version)
+    print(cascade.cut, flush=True)
     test,scorer = df.iloc[fold.test].reset_index(drop=True),Scorer(chosen,cascade)
     n = 20 if o.quick else 100
     few,some = fresh[:n],fresh[:2*n]
@@ -186,7 +186,7 @@ def main() -> None:
     for way in (loop,short,stock): way(few[:8])
     scores(fast,few[:8]), scores(chosen,few[:8])
     rates,found = measure(dict(loop=(loop,few), pipeline=(stock,few), torch=(lambda r: scores(whole,r),some), chosen=(lambda r: scores(fast,r),some), loop_short=(short,few),
-                               cascade=(lambda r: with_cascade(scorer,r),test[:100 if o.quick else 2000]), cascade_irrelevant=(lambda r: with_cascade(scorer,r),fresh)), o.rounds)
+                               cascade=(lambda r: with_cascade(scorer,r),test[:100 if o.quick else 1000]), cascade_irrelevant=(lambda r: with_cascade(scorer,r),fresh[:1000])), o.rounds)
     thresholds = np.array([plain.thresholds[0][l] for l in plain.labels])
     flips = {name:int(((found[name][:n]>=thresholds)!=(found['loop']>=thresholds)).sum()) for name in ('pipeline','torch','chosen')}
     peak = dict(float32=matrix_product(torch.float32), bf16=matrix_product(torch.bfloat16), int8=int8_product())
