@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from .estimates import exact_limits
 from .files import read_json
 from .lists import read_screening
-from .prior_shift import estimate_prior, prevalence_interval, prior_interval, shift_prior
+from .prior_shift import estimate_prior, prior_interval, shift_prior
 from .ranking import folder_name
 from .records import parse_labels
 from .screen import NO_TEXT
@@ -89,7 +90,7 @@ def _of_label(path:Path, label:str, columns:Sequence[str])->pd.DataFrame:
 def score_figures(
     folder:str|os.PathLike, # of a complete screening
 )->dict[str,LabelFigures]:  # by label
-    "Histograms and sums of all scores, in one pass; `ValueError` as of `lists.read_screening`."
+    "Histograms and sums of all scores, in one pass; errors as of `lists.read_screening`."
     tallies = {l:_Tally(l) for l in map(str,read_screening(folder)['settings']['labels'])}
     for part in sorted((Path(folder)/'scores').glob('part-*.parquet')):
         for l,tally in tallies.items(): tally.add(_of_label(part, l, ('score','pred','probability','note')))
@@ -151,7 +152,8 @@ class Expected:
     @property
     def sampled(self)->tuple[float,float]:
         "Lowest and highest prevalence by the sample (95 %); NaN without one."
-        return prevalence_interval(self.relevant,self.judged) if self.judged else (float('nan'),float('nan'))
+        low,high = exact_limits(self.relevant,self.judged,self.records) if self.judged else (float('nan'),float('nan'))
+        return low/self.records,high/self.records
 
     @property
     def contradicted(self)->bool:
