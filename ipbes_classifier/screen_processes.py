@@ -11,26 +11,31 @@ import os
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from functools import partial
-from typing import TYPE_CHECKING
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any
 
-from .screen_corpus import Job, Scorer, Unreadable, begin_file, end_file, read_batches
+from .screen_corpus import Job, Scorer, Unreadable, begin_file, check_same, end_file, read_batches
 
 if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
 # %% ../nbs/32b_screen_processes.ipynb #64c7ec73
-_scorer:list[Scorer] = [] # of a worker
+_scorer:list[Callable[[],Scorer]] = [] # of a worker
 
-def _start(load:Callable[[],Scorer], threads:int)->None:
+def _start(load:Callable[[],Scorer], settings:Mapping[str,Any], threads:int)->None:
     "Make a process a worker."
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    _scorer.append(load())
+    _scorer.append(cache(partial(_loaded, load, settings, threads)))
+
+def _loaded(load:Callable[[],Scorer], settings:Mapping[str,Any], threads:int)->Scorer:
+    "The scorer; `ValueError` if it is another one than is wanted."
+    scorer = load()
     if 'torch' in sys.modules: sys.modules['torch'].set_num_threads(threads)
+    return check_same(scorer, settings)
 
 def _end_with_parent()->None:
     "End this process when its parent is gone."
@@ -41,7 +46,7 @@ def _end_with_parent()->None:
 # %% ../nbs/32b_screen_processes.ipynb #1f884164
 def _rows(records:'pd.DataFrame', file:str, start:int)->'pa.Table':
     "Score a batch in a worker."
-    return _scorer[0].rows(records, file, start)
+    return _scorer[0]().rows(records, file, start)
 
 # %% ../nbs/32b_screen_processes.ipynb #b9f41a04
 Waiting = deque[tuple[int,int,int,Future]] # file, batch, records, rows to come
@@ -74,7 +79,7 @@ def score_in_processes(
 )->None:
     "An engine like `score_here`, with workers; `ChildProcessError` if one of them was lost."
     context,threads = multiprocessing.get_context('spawn'),max(1,(os.cpu_count() or 1)//workers)
-    with ProcessPoolExecutor(workers, context, _start, (job.load,threads)) as pool:
+    with ProcessPoolExecutor(workers, context, _start, (job.load,job.scorer.settings,threads)) as pool:
         try:
             for i in range(len(job.folder.files)):
                 if (done := begin_file(job,i)) is not None: _hand_out(job, i, done, pool.submit, workers)

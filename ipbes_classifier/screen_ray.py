@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from .cluster import cluster_nodes, environment, ray_session
 from .config import Settings
 from .files import is_bucket
-from .screen_corpus import Job, Scorer, Unreadable, begin_file, end_file, read_batches
+from .screen_corpus import Job, Scorer, Unreadable, begin_file, check_same, end_file, read_batches
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -90,9 +90,7 @@ class ScoreBatch:
         os.chdir(self.folder)
         scorer = self.load()
         if 'torch' in sys.modules: sys.modules['torch'].set_num_threads(self.threads)
-        if wrong := [f'{k} is {v!r} there and {self.settings.get(k)!r} here' for k,v in scorer.settings.items() if v!=self.settings.get(k)]:
-            raise ValueError(f"a machine of the cluster would score otherwise: {'; '.join(wrong)}")
-        return scorer
+        return check_same(scorer, self.settings, 'a machine of the cluster')
 
 # %% ../nbs/32a_screen_on_ray.ipynb #c5d1e0d2
 def room_for(

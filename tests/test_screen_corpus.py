@@ -207,6 +207,20 @@ def test_worker_that_is_lost(lake, model, tmp_path):
     assert not content(out)
 
 
+def test_a_model_that_changes_while_workers_start(lake, tmp_path):
+    "Said as it is; a worker that cannot load its model was not killed."
+    model = train(tmp_path/'toy')
+    def changed(job):
+        write_decisions(model, dict(A=.6,B=.5), {})
+        engine_of(2)(job)
+    with pytest.raises(ValueError, match='another process would score otherwise: model is'): screen([lake], [model], tmp_path/'out', engine=changed)
+    def gone(job):
+        shutil.rmtree(model)
+        engine_of(2)(job)
+    with pytest.raises((ValueError,OSError), match='toy'): screen([lake], [model], tmp_path/'out', engine=gone)
+    assert not content(tmp_path/'out')
+
+
 class KillsWorkers:
     "A first pass that no worker survives."
     version = 'deadly@1'
