@@ -328,13 +328,14 @@ def make_cascade(
     confidence:float|None=None,              # that it is so; None: `screen.confidence`
     n_train:int=0,                           # most train records that the model scores for it; 0: all
     settings:Settings|None=None,             # of the project; default: of the project here
+    runtime:str='torch',                     # how encoders are run, as of `Screener.load`; the cut is set on its decisions, of which a share of `screen.tolerance` may be others than PyTorch's
 )->tuple[Path,Cascade,Screener]:             # where it stands, what it is, what it imitates
     "Fit a first pass on train and dev of a fold and save it beside the first checkpoint; `FileNotFoundError` or `ValueError` says what is missing or does not fit."
     s,folders = settings or load_config(),[checkpoint_folder(c) for c in checkpoints]
     fold,data = _fold_and_data(s, folders)
     train = data.iloc[fold.train]
     if n_train and n_train<len(train): train = train.sample(n_train, random_state=s.seed)
-    screener = Screener.load(*folders)
+    screener = Screener.load(*folders, runtime=runtime, tolerance=s.screen.tolerance)
     extra = None if unlabelled is None else read_records(unlabelled)
     asked = (s.screen.share if share is None else share, s.screen.confidence if confidence is None else confidence)
     cascade = fit_cascade(screener, train, data.iloc[fold.dev], extra, *asked)

@@ -580,12 +580,13 @@ def cascade(
     confidence:Annotated[float|None, typer.Option('--confidence', help='That no fewer are kept; default: `screen.confidence`')]=None,
     n_train:Annotated[int, typer.Option('--n-train', min=0, help='Most train records that the model scores for it; 0: all')]=0,
     test:Annotated[bool, typer.Option('--test', help='Measure the loss on the test records too')]=False,
+    runtime:RuntimeName=None,
     config:ConfigFile=None,
 )->None:
     "Fit a linear first pass for a model, so that `ipbes screen` need not read every paper with it; the loss is bounded on dev and on records without labels."
     from ipbes_classifier.cascade import make_cascade, measure_on_test
     s = _settings(config,None)
-    folder,made,screener = make_cascade(model, unlabelled, share, confidence, n_train, s)
+    folder,made,screener = make_cascade(model, unlabelled, share, confidence, n_train, s, runtime or s.screen.runtime)
     typer.echo(f'{made.cut}\n{folder}')
     if not test: return
     found = measure_on_test(made, screener, model, s)
@@ -640,7 +641,7 @@ def runtimes(
     from ipbes_classifier.screen import measure_on
     tolerance = _settings(config,None).screen.tolerance
     found = measure_on(read_records(file), model, n, say=lambda s: typer.echo(s, err=True))
-    if not found: typer.echo('no encoder among the models: there is one way to run the others')
+    if not found: typer.echo('none of the models is or has an encoder, so there is nothing to choose')
     for folder,measured in found.items(): typer.echo('\n'.join([folder,*(f'  {line}' for line in in_words(measured,tolerance))]))
 
 # %% ../nbs/90_cli.ipynb #lists-cmd

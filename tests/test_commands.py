@@ -1,6 +1,7 @@
 "The commands, as a person types them, on the synthetic sample: from raw files to scored papers."
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -43,6 +44,17 @@ def test_results_hold_a_row_per_run(project):
     r = pd.read_csv(project/'results/metrics/results.csv')
     assert sorted(r.model_name)==['Ensemble','minilm','tfidf-logreg']
     assert r.AP_macro.between(0,1).all() and (r.n==r.n[0]).all()
+
+
+def test_a_first_pass_for_a_model(project):
+    "Few records promise nothing, which is said; a runtime that was not measured is refused, as everywhere."
+    models = project/'results/final_model'
+    linear,encoder = models/'best_model_cross_val_logloss_tfidf-logreg_fold-0',models/'best_model_cross_val_BCE_minilm_fold-0'
+    out = ipbes('cascade', '-m', linear, '--n-train', 20, '--test', cwd=project)
+    assert 'everything is read: ' in out and 'on test, where 100.0% is read:' in out and len(list(linear.glob('cascade/*/cascade.json')))==1
+    shutil.rmtree(linear/'cascade')
+    refused = ipbes('cascade', '-m', encoder, '--runtime', 'openvino-int8', cwd=project, code=1)
+    assert 'openvino-int8' in refused and not (encoder/'cascade').exists()
 
 
 def test_checkpoints_hold_what_the_contract_lists(project):
