@@ -8,6 +8,7 @@ __all__ = ['MOST_DIFFERENCE', 'MOST_LOST', 'LEAST_GAIN', 'N_FIT', 'N_TIMED', 'Ch
 
 # %% ../nbs/29b_agreement.ipynb #f3da0ad9
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .encoders import Encoder, encode
+from .encoders import Encoder
 from .files import obj_hash, read_json, write_json
 from .hub import checkpoint_folder
 from .metrics import average_precision
@@ -42,6 +43,7 @@ class Agreement:
     mean_difference:float = 0. # of scores
     max_difference:float = 0.
     AP:dict[str,list[float]] = field(default_factory=dict) # label -> [by PyTorch, by the runtime], where the sample has labels
+    problem:str = ''       # why it could not be run, '' if it could
 
     @property
     def faster(self)->float: # 1: as fast as PyTorch
@@ -64,6 +66,7 @@ def refusal(
     tolerance:float,  # share of decisions that may flip
 )->str:               # a sentence, '' if it may be used
     "Why a runtime is not to be used."
+    if a.problem: return f'fails here: {a.problem}'
     if not a.n: return f'not faster than PyTorch here ({a.faster:.2f} times its rate), so it was not compared'
     if a.flipped>tolerance*a.decisions: return f'flips {a.flipped} of {a.decisions:,} decisions, and {tolerance:.4g} of them may be'
     if a.mean_difference>MOST_DIFFERENCE: return f'scores differ by {a.mean_difference:.3f} on average, and {MOST_DIFFERENCE} is allowed'
@@ -81,14 +84,14 @@ def in_words(
 def _in_words(a:Agreement, tolerance:float)->str:
     "One line."
     if not a.n: return f'{a.runtime}: {refusal(a,tolerance)}'
-    parts = [f'{a.runtime}: {a.faster:.2f} times the records of PyTorch, {a.rate:.1f} a second in batches of {a.max_tokens:,} tokens',
+    parts = [f'{a.runtime}: {a.faster:.2f} times the records of PyTorch, {a.rate:.1f} a second'+f' in batches of {a.max_tokens:,} tokens'*bool(a.max_tokens),
              f'{a.flipped} of {a.decisions:,} decisions flipped (with 95 % confidence at most {a.bound:.2%})',
              f'scores differ by {a.mean_difference:.5f} on average and {a.max_difference:.3f} at most', *(f'AP of {l} {x:.3f} and {y:.3f}' for l,(x,y) in a.AP.items())]
     why = refusal(a,tolerance)
     return '; '.join([*parts,f'not used: {why}' if why else 'may be used'])
 
 # %% ../nbs/29b_agreement.ipynb #125fe30c
-_BATCHES = (512,1024,2048,4096) # tokens of a padded batch that are tried
+_BATCHES = dict(cpu=(512,1024,2048,4096)) # tokens of a padded batch that are tried
 
 def _rate(score:Callable[[Any],Any], x:Any, passes:int=2)->float:
     "Records a second, the best of some passes after the first."
@@ -100,12 +103,12 @@ def _rate(score:Callable[[Any],Any], x:Any, passes:int=2)->float:
     return len(x)/max(min(took[1:]),1e-9)
 
 # %% ../nbs/29b_agreement.ipynb #29bc684c
-def _fastest(encoder:Encoder, checkpoint:Path, runtime:Runtime, encoded:list[dict[str,list[int]]])->tuple[Runtime,float]:
+def _fastest(encoder:Encoder, checkpoint:Path, runtime:Runtime, records:pd.DataFrame)->tuple[Runtime,float]:
     "The runtime with the size of batches that is fastest, and its rate."
     tried = []
-    for size in _BATCHES:
+    for size in _BATCHES.get(encoder.model.device.type,(0,)):
         used = use_runtime(encoder, checkpoint, replace(runtime,max_tokens=size))
-        tried.append((_rate(lambda x: encoder.runtime and encoder.runtime(x), encoded),used))
+        tried.append((_rate(encoder.scores,records),used))
     rate,best = max(tried, key=lambda t: t[0])
     return best,rate
 
@@ -120,14 +123,12 @@ def compare_runtime(
     plain:np.ndarray,                # (n, n_labels) scores by PyTorch
     torch_rate:float,                # its records a second
 )->Agreement:
-    "Measure a runtime on records; `ValueError` if it cannot run here or the checkpoint has no thresholds."
-    if len(records)<=N_FIT: raise ValueError(f"{len(records)} records are too few to measure a runtime on; {N_FIT} are for fitting, and the rest is compared")
-    thresholds,_ = read_decisions(checkpoint, encoder.labels)
-    if not thresholds: raise ValueError(f"{checkpoint} has no thresholds.json, so that it decides nothing")
-    used = use_runtime(encoder, checkpoint, Runtime(runtime), records[:N_FIT])
-    best,rate = _fastest(encoder, Path(checkpoint), used, encode(encoder.tokenizer, records[N_FIT:N_FIT+N_TIMED], encoder.recipe))
-    found = Agreement(runtime, best.content, best.max_tokens, rate, torch_rate, 0)
+    "Measure a runtime on records; `ValueError` if it cannot run here, the checkpoint has no thresholds, or there are too few records."
+    thresholds = _thresholds(encoder, checkpoint, len(records))
     try:
+        used = use_runtime(encoder, checkpoint, Runtime(runtime), records[:N_FIT])
+        best,rate = _fastest(encoder, Path(checkpoint), used, records[N_FIT:N_FIT+N_TIMED])
+        found = Agreement(runtime, best.content, best.max_tokens, rate, torch_rate, 0)
         if found.faster<LEAST_GAIN: return found
         use_runtime(encoder, checkpoint, best)
         return _compared(found, encoder.scores(records[N_FIT:]), plain[N_FIT:], thresholds, encoder.labels, records[N_FIT:])
@@ -136,12 +137,21 @@ def compare_runtime(
 # %% ../nbs/29b_agreement.ipynb #c75fed5b
 def _compared(found:Agreement, scores:np.ndarray, plain:np.ndarray, thresholds:Mapping[str,float], labels:Sequence[str], records:pd.DataFrame)->Agreement:
     "What was found, with how far scores and decisions agree."
+    if bad := int((~np.isfinite(scores)).any(1).sum()): return replace(found, problem=f'{bad} of {len(scores)} records have a score that is no number')
     far,flips = np.abs(scores-plain),apply_thresholds(scores,thresholds,labels)!=apply_thresholds(plain,thresholds,labels)
     AP = {}
     for j,l in enumerate(labels):
         y = pd.to_numeric(records[l],errors='coerce').to_numpy(dtype=float) if l in records else np.zeros(0)
         if len(y) and np.isin(y,[0,1]).all() and y.any(): AP[l] = [float(average_precision(y.astype(int),s[:,j])) for s in (plain,scores)]
     return replace(found, n=len(plain), decisions=flips.size, flipped=int(flips.sum()), mean_difference=float(far.mean()), max_difference=float(far.max()), AP=AP)
+
+# %% ../nbs/29b_agreement.ipynb #1b40f450
+def _thresholds(encoder:Encoder, checkpoint:str|os.PathLike, n:int)->dict[str,float]:
+    "Of the checkpoint; `ValueError` if there are none, or `n` records are too few to compare on."
+    if n<=N_FIT: raise ValueError(f"{n} records are too few to measure a runtime on; {N_FIT} are for fitting, and the rest is compared")
+    thresholds,_ = read_decisions(checkpoint, encoder.labels)
+    if not thresholds: raise ValueError(f"{checkpoint} has no thresholds.json, so that it decides nothing")
+    return thresholds
 
 # %% ../nbs/29b_agreement.ipynb #fa254317
 def _machine()->str:
@@ -163,7 +173,14 @@ def read_agreements(
     known = {f.name for f in fields(Agreement)}
     try: found = [Agreement(**{k:v for k,v in d.items() if k in known}) for d in read_json(path,['runtimes'])['runtimes']]
     except TypeError as e: raise ValueError(f"{path} is damaged ({e}); delete it, and `ipbes runtimes` measures again") from e
-    return sorted(found, key=lambda a: -a.rate)
+    return sorted(found, key=lambda a: -a.faster)
+
+# %% ../nbs/29b_agreement.ipynb #f0b15efe
+def _check_unchanged(checkpoint:str|os.PathLike, path:Path)->None:
+    "`ValueError` if `_path` was another one before; what may have been compiled of the other content goes."
+    if (now := _path(checkpoint))==path: return
+    shutil.rmtree(now.parent, ignore_errors=True)
+    raise ValueError(f"{checkpoint} was changed while its runtimes were measured; measure again")
 
 # %% ../nbs/29b_agreement.ipynb #645c934a
 def measure_runtimes(
@@ -173,20 +190,25 @@ def measure_runtimes(
     runtimes:Iterable[str]|None=None,       # names; default: all that can run here
     say:Callable[[str],Any]=lambda s: None, # told what is being measured
 )->list[Agreement]:                         # as of `read_agreements`
-    "Measure runtimes and keep what was found, beside what was found before; errors as of `compare_runtime`."
+    "Measure runtimes and keep what was found, beside what was found before; `ValueError` as of `compare_runtime`, or if the checkpoint changes meanwhile."
     names = [r for r in (runtimes or runtimes_here()) if r not in ('torch','auto')]
     if not names: return read_agreements(checkpoint)
-    encoder.runtime = None
+    for r in names:
+        if why := why_not(r): raise ValueError(f"{r} cannot be used: {why}")
+    _thresholds(encoder, checkpoint, len(records))
+    path,encoder.runtime = _path(checkpoint),None
     say(f'{encoder.name}: PyTorch in float32 scores {len(records)} records to compare with')
     plain = encoder.scores(records)
-    timed = records[N_FIT:N_FIT+N_TIMED]
-    torch_rate = _rate(lambda r: encoder.scores(r), timed)
+    torch_rate = _rate(encoder.scores, records[N_FIT:N_FIT+N_TIMED])
     found = []
     for r in names:
         say(f'{encoder.name}: {r}')
-        found.append(compare_runtime(encoder, checkpoint, r, records, plain, torch_rate))
+        try: found.append(compare_runtime(encoder, checkpoint, r, records, plain, torch_rate))
+        except Exception as e: # noqa: BLE001 - whatever a library says of one model, the others are measured
+            found.append(Agreement(r, '', 0, 0., torch_rate, 0, problem=' '.join(str(e).split())[:300] or type(e).__name__))
+    _check_unchanged(checkpoint, path)
     kept = [a for a in read_agreements(checkpoint) if a.runtime not in names]
-    write_json(_path(checkpoint), dict(runtimes=[asdict(a) for a in (*kept,*found)], device=device_name(), versions=versions(('torch','openvino','nncf'))))
+    write_json(path, dict(runtimes=[asdict(a) for a in (*kept,*found)], device=device_name(), versions=versions(('torch','openvino','nncf'))))
     return read_agreements(checkpoint)
 
 # %% ../nbs/29b_agreement.ipynb #068b9b01
@@ -214,15 +236,13 @@ def _runtime(a:Agreement)->Runtime:
 Chosen = dict[str,Runtime] # folder of an encoder -> how it is run
 
 def choose_for(
-    models:Sequence[Model],                 # as of `load_model`
-    checkpoints:Sequence[str|os.PathLike],  # their folders
-    runtime:str='auto',                     # one of `config.RUNTIMES`
-    tolerance:float=.001,                   # share of decisions that may flip
-)->Chosen:                                  # empty if all is as it would be anyhow
+    encoders:Iterable[str|os.PathLike], # folders, as of `encoders_of`
+    runtime:str='auto',                 # one of `config.RUNTIMES`
+    tolerance:float=.001,               # share of decisions that may flip
+)->Chosen:                              # empty if all is as it would be anyhow
     "A runtime for each encoder that models ask; errors as of `choose_runtime`."
     check_runtime(runtime)
-    encoders = [(f,e) for m,c in zip(models,checkpoints) for f,e in encoders_of(m,checkpoint_folder(c))]
-    chosen = {str(f):choose_runtime(f,runtime,tolerance) for f,_ in encoders}
+    chosen = {str(f):choose_runtime(f,runtime,tolerance) for f in encoders}
     return {f:r for f,r in chosen.items() if r!=Runtime()}
 
 # %% ../nbs/29b_agreement.ipynb #6d212d04
@@ -231,9 +251,8 @@ def use_chosen(
     checkpoints:Sequence[str|os.PathLike],  # their folders
     chosen:Chosen,                          # as of `choose_for`
 )->str:                                     # names what is used, '' for PyTorch in float32
-    "Let the encoders of models be run as was chosen; errors as of `use_runtime`."
-    used = []
-    for m,c in zip(models,checkpoints):
-        for folder,encoder in encoders_of(m,checkpoint_folder(c)):
-            used.append(str(use_runtime(encoder, folder, chosen.get(str(folder),Runtime()))))
+    "Let the encoders of models be run as was chosen; `ValueError` if one of these is not of the models, and as of `use_runtime`."
+    encoders = [(str(f),e) for m,c in zip(models,checkpoints) for f,e in encoders_of(m,checkpoint_folder(c))]
+    if other := sorted(set(chosen)-{f for f,_ in encoders}): raise ValueError(f"a runtime was chosen for {other[0]}, and the encoders are {', '.join(f for f,_ in encoders) or 'none'}")
+    used = [str(use_runtime(e, f, chosen.get(f,Runtime()))) for f,e in encoders]
     return ' + '.join(used) if set(used)-{'torch'} else ''

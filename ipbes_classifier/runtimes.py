@@ -95,8 +95,8 @@ def to_openvino(
 )->'ov.Model':       # inputs as the tokenizer names them, the output `logits`; float32
     "An encoder in OpenVINO's form; `ValueError` if it cannot be traced."
     import openvino as ov
-    tokens = encoder.tokenizer(['Ants on islands','Ants'], ['An invader spreads.','Bees'], padding=True, return_tensors='pt')
     try:
+        tokens = encoder.tokenizer(['Ants on islands','Ants'], ['An invader spreads.','Bees'], padding=True, return_tensors='pt')
         with _silent(): return ov.convert_model(encoder.model.eval(), example_input=dict(tokens))
     except Exception as e: raise ValueError(f"{encoder.name} cannot be brought into OpenVINO's form: {' '.join(str(e).split())[:300]}") from e
 
@@ -125,12 +125,12 @@ def compiled(
     runtime:str,                # openvino, openvino-bf16 (the same form) or openvino-int8
     records:'pd.DataFrame|None'=None, # cleaned records that int8 is fitted on, some dozens
 )->Path:                        # model.xml, beside it model.bin and made.json
-    "OpenVINO's form of a checkpoint, made if missing; `FileNotFoundError` if int8 is missing and there are no records to fit it on."
+    "OpenVINO's form of a checkpoint, made if missing; `FileNotFoundError` if int8 is missing or damaged and there are no records to fit it on."
     import openvino as ov
     int8 = runtime=='openvino-int8'
     folder = runtime_folder(checkpoint)/('int8' if int8 else 'float32')
     if _is_whole(folder): return folder/'model.xml'
-    if int8 and records is None: raise FileNotFoundError(f"{folder} is missing, and no records are at hand to fit int8 on; `ipbes runtimes -m {checkpoint} INPUT` makes it")
+    if int8 and records is None: raise FileNotFoundError(f"{folder} is missing or damaged, and no records are at hand to fit int8 on; `ipbes runtimes -m {checkpoint} INPUT` makes it")
     model = to_openvino(encoder)
     if int8 and records is not None: model = _quantized(model, encoder, encode(encoder.tokenizer, records, encoder.recipe))
     with atomic_dir(folder) as tmp:
@@ -214,7 +214,7 @@ def use_runtime(
     else:
         path = compiled(encoder, checkpoint, runtime.name, records)
         content = file_hash(path.with_suffix('.bin'))[:8]
-        if runtime.content not in ('',content): raise ValueError(f"{path} is {content}, and {runtime.content} was measured; `ipbes runtimes` measures it again")
+        if runtime.content not in ('',content): raise ValueError(f"{path} is {content}, and {runtime.content} was measured; `ipbes runtimes` measures it again, and a screening that began with the other one has to begin anew")
         encoder.runtime = OpenVinoScorer(path, encoder.tokenizer, runtime.name=='openvino-bf16', runtime.max_tokens)
         return Runtime(runtime.name, runtime.max_tokens, content)
     return runtime

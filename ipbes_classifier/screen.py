@@ -99,7 +99,8 @@ class Screener:
             if not t: raise ValueError(f"{f} has no thresholds.json: it was not trained by `ipbes train`, or is incomplete")
         titles = [read_decisions(f,of='title') for f in found]
         self = cls(models, [t for t,_ in decisions], [c for _,c in decisions], ' + '.join(map(model_version,found)), titles)
-        self.runtime = use_chosen(models, found, choose_for(models,found,runtime,tolerance) if isinstance(runtime,str) else runtime)
+        encoders = [e for m,f in zip(models,found) for e,_ in encoders_of(m,f)]
+        self.runtime = use_chosen(models, found, choose_for(encoders,runtime,tolerance) if isinstance(runtime,str) else runtime)
         return self
 
     def score(self, x:pd.DataFrame|Sequence[Mapping]|Mapping|str)->pd.DataFrame:
@@ -142,7 +143,7 @@ def predict(
     out:str|os.PathLike,                 # .csv, .parquet or .xlsx: the scores; .ris or .bib: the records with scores in their notes
     batch_size:int=10_000,               # records in memory
     progress:bool=False,                 # show a bar
-    say:Callable[[str],None]|None=None,  # told how many records lack text
+    say:Callable[[str],None]|None=None,  # told in which runtime encoders run, if not in PyTorch's float32, and how many records lack text
     runtime:str='torch',                 # how encoders are run, as of `Screener.load`
     tolerance:float=.001,                # share of decisions that a runtime may flip
 )->Path:                                 # `out`
@@ -156,6 +157,7 @@ def predict(
     check_overwrite([path], [out])
     if out.suffix in _REFERENCES: check_decisions(path)
     screener,notes = Screener.load(*models, runtime=runtime, tolerance=tolerance),Counter[str]()
+    if say and screener.runtime: say(f'the encoders run in {screener.runtime}')
     with tqdm(unit='record', disable=not progress) as bar:
         batches = _scored(path, screener, batch_size, notes, bar.update, keep_all=out.suffix in _REFERENCES)
         if out.suffix in _REFERENCES: write_records((_with_scores(r,t) for r,t in batches), out, drop=_score_notes(screener.labels))

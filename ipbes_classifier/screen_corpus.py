@@ -24,11 +24,11 @@ import numpy as np
 import pandas as pd
 
 from .agreement import Chosen, choose_for, read_agreements
-from .cascade import cascade_folder, load_cascade
+from .cascade import cascade_folder, find_cascade, load_cascade
 from .files import is_bucket, obj_hash, read_json, write_json
 from .formats import sniff
 from .hub import checkpoint_folder
-from .models import load_model
+from .models import load_model, model_version
 from .provenance import timed, write_provenance
 from .ranking import folder_name, rank_scores
 from .records import iter_records
@@ -308,7 +308,7 @@ def _rank(folder:ScreenFolder)->None:
         write_json(done, scored)
 
 # %% ../nbs/32_screen_corpus.ipynb #e166052c
-_MEASURED_FROM = 20_000 # records to be scored, from which on measuring pays
+_MEASURED_FROM = 20_000 # records for the model, from which on measuring pays
 _LOOKED_INTO = 10       # files
 
 def _some_records(files:Sequence[str], n:int)->pd.DataFrame:
@@ -328,20 +328,32 @@ def runtimes_for(
     runtime:str,                        # one of `config.RUNTIMES`
     tolerance:float=.001,               # share of decisions that a runtime may flip
     say:Callable[[str],Any]|None=None,  # told what is measured, and what of it is used
+    first_pass:FirstPass|bool|None=False, # as of `screen`: how much it leaves to the models decides whether measuring pays
 )->Chosen:                              # as `Screener.load` takes it
     "How the encoders of models are to be run; `ValueError` as of `agreement.choose_runtime`."
     check_runtime(runtime)
     folders,tell = [checkpoint_folder(m) for m in models],say or (lambda s: None)
     if runtime=='torch' or not any(_may_ask_encoder(f) for f in folders): return {}
-    loaded = [load_model(f) for f in folders]
-    encoders = [f for m,f in zip(loaded,folders) for f,_ in encoders_of(m,f)]
-    if runtime=='auto' and (before := read_manifest(out)):
-        return {str(f):Runtime.parse(r) for f,r in zip(encoders,before['settings'].get('runtime','').split(' + ')) if r}
-    if runtime=='auto' and len(runtimes_here())>1 and not all(map(read_agreements,encoders)) and estimate_records(files)[0]>=_MEASURED_FROM:
-        measure_on(_some_records(files,2*N_COMPARED), folders, say=tell)
-    chosen = choose_for(loaded, folders, runtime, tolerance)
+    encoders = [e for f in folders for e,_ in encoders_of(load_model(f),f)]
+    if runtime=='auto' and (before := read_manifest(out)): return _as_before(encoders, folders, before['settings'])
+    if runtime=='auto' and len(runtimes_here())>1 and not all(map(read_agreements,encoders)) and estimate_records(files)[0]*_share_read(models,first_pass)>=_MEASURED_FROM:
+        try: measure_on(_some_records(files,2*N_COMPARED), folders, say=tell)
+        except (ValueError,OSError) as e: tell(f'runtimes were not measured: {e}')
+    chosen = choose_for(encoders, runtime, tolerance)
     for f in encoders: tell(f'{f} runs in {chosen.get(str(f),Runtime()).name}')
     return chosen
+
+# %% ../nbs/32_screen_corpus.ipynb #f4c559c7
+def _as_before(encoders:Sequence[Path], folders:Sequence[Path], settings:Mapping[str,Any])->Chosen:
+    "The runtimes in which a screening began; none for other models, which its folder refuses."
+    if settings.get('model')!=' + '.join(map(model_version,folders)): return {}
+    return {str(f):Runtime.parse(r) for f,r in zip(encoders,settings.get('runtime','').split(' + ')) if r}
+
+# %% ../nbs/32_screen_corpus.ipynb #943183cf
+def _share_read(models:Sequence[str|os.PathLike], first_pass:FirstPass|bool|None)->float:
+    "The share of records that a first pass is known to leave to the models; 1 where that is not known."
+    cut = getattr(find_cascade(models) if first_pass is None or first_pass is True else first_pass, 'cut', None)
+    return cut.read if cut and cut.value is not None else 1.
 
 # %% ../nbs/32_screen_corpus.ipynb #32f8997f
 def _may_ask_encoder(checkpoint:Path)->bool:
@@ -371,7 +383,7 @@ def screen(
     check_output(out, inputs)
     files = find_inputs(inputs)
     read_manifest(out)
-    chosen = runtimes_for(models, out, files, runtime, tolerance, say)
+    chosen = runtimes_for(models, out, files, runtime, tolerance, say, first_pass)
     load = partial(_scorer, models, first_pass, chosen)
     scorer = load()
     with alone_in_folder(out),timed() as took:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -174,6 +175,89 @@ def test_auto_measures_where_there_is_much_to_score(model, tmp_path, monkeypatch
     runtimes_for([model], tmp_path/'out', files, 'auto', say=said.append)
     assert [a.runtime for a in read_agreements(model)]==['openvino']
     assert any('to compare with' in s for s in said) and any('runs in' in s for s in said)
+
+
+def test_auto_does_without_what_cannot_be_measured(model, tmp_path, monkeypatch):
+    "Records without text to measure on, or a place where nothing may be written, end no screening."
+    write_records([papers(120).assign(title='', abstract='')], tmp_path/'lake.csv')
+    monkeypatch.setattr('ipbes_classifier.screen_corpus._MEASURED_FROM', 50)
+    said = []
+    assert runtimes_for([model], tmp_path/'out', [str(tmp_path/'lake.csv')], 'auto', say=said.append)=={}
+    assert 'runtimes were not measured: 0 records are too few to measure a runtime on' in said[0]
+    def full(*args, **kwargs): raise OSError('no space left')
+    monkeypatch.setattr('ipbes_classifier.screen_corpus.measure_on', full)
+    assert runtimes_for([model], tmp_path/'out', [str(tmp_path/'lake.csv')], 'auto', say=said.append)=={} and 'no space left' in ''.join(said)
+
+
+def test_nothing_is_measured_for_the_few_that_a_first_pass_leaves(model, tmp_path, monkeypatch):
+    from ipbes_classifier.cascade import Cut
+    write_records([papers(120)], tmp_path/'lake.csv')
+    monkeypatch.setattr('ipbes_classifier.screen_corpus._MEASURED_FROM', 50)
+    asked = []
+    monkeypatch.setattr('ipbes_classifier.screen_corpus.measure_on', lambda *args, **kwargs: asked.append(args))
+    for read,times in ((.1,0),(.9,1)):
+        pass_ = SimpleNamespace(version='few@1', keep=None, cut=Cut(0.,.99,.95,300,0,read))
+        assert runtimes_for([model], tmp_path/'out', [str(tmp_path/'lake.csv')], 'auto', first_pass=pass_)=={} and len(asked)==times
+
+
+def test_a_runtime_that_fails_on_a_model_is_noted_and_the_others_are_measured(model, monkeypatch):
+    use = agreement.use_runtime
+    def fails(encoder, checkpoint, runtime, records=None):
+        if runtime.name=='openvino-int8': raise RuntimeError('no such operation')
+        return use(encoder, checkpoint, runtime, records)
+    monkeypatch.setattr(agreement, 'use_runtime', fails)
+    encoder = runtimes.Encoder.load(model)
+    found = {a.runtime:a for a in measure_runtimes(encoder, model, papers(60), ['openvino-int8','openvino'])}
+    assert found['openvino-int8'].problem=='no such operation' and found['openvino'].rate>0 and not found['openvino'].problem and encoder.runtime is None
+    assert 'openvino-int8: fails here: no such operation' in agreement.in_words(list(found.values()),.001)
+    with pytest.raises(ValueError, match='fails here: no such operation'): choose_runtime(model, 'openvino-int8')
+
+
+def test_scores_that_are_no_numbers_are_refused(model, monkeypatch):
+    "On records of which none is selected, they flip nothing."
+    monkeypatch.setattr(agreement, 'LEAST_GAIN', 0.)
+    monkeypatch.setattr(runtimes.OpenVinoScorer, '__call__', lambda self, encoded: np.full((len(encoded),2),np.nan))
+    write_decisions(model, dict(A=1.,B=1.), {})
+    a, = measure_runtimes(runtimes.Encoder.load(model), model, papers(60), ['openvino'])
+    assert a.problem=='28 of 28 records have a score that is no number' and agreement.refusal(a,.001) and choose_runtime(model)==Runtime()
+
+
+def test_a_checkpoint_that_changes_while_it_is_measured(model, monkeypatch):
+    def slow(encoder, checkpoint, *args):
+        write_decisions(checkpoint, dict(A=.6,B=.5), {})
+        return FAST
+    monkeypatch.setattr(agreement, 'compare_runtime', slow)
+    with pytest.raises(ValueError, match='small was changed while its runtimes were measured'): measure_runtimes(runtimes.Encoder.load(model), model, papers(60), ['openvino'])
+    assert read_agreements(model)==[]
+
+
+def test_another_model_is_refused_as_such(model, tmp_path):
+    "Not because of the runtime in which the first one ran."
+    write_records([papers(10)], tmp_path/'a.csv')
+    plant(model, FAST)
+    screen([tmp_path/'a.csv'], [model], tmp_path/'out', runtime='auto')
+    checkpoint(model, seed=1)
+    with pytest.raises(ValueError, match='model was .small@'): screen([tmp_path/'a.csv'], [model], tmp_path/'out', runtime='auto')
+
+
+@pytest.mark.parametrize('most', [64,600])
+def test_encoders_without_token_types_and_with_long_inputs(most, tmp_path):
+    "RoBERTa's tokens have no types, and its positions come from the padding; some models take more than 512 tokens."
+    import torch
+    from transformers import RobertaConfig, RobertaForSequenceClassification
+    small = small_encoder()
+    small.tokenizer.model_input_names,small.tokenizer.model_max_length = ['input_ids','attention_mask'],most
+    torch.manual_seed(0)
+    config = RobertaConfig(vocab_size=len(small.tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, initializer_range=.3, pad_token_id=0,
+                           max_position_embeddings=most+1, type_vocab_size=1, id2label={0:'A',1:'B'}, label2id=dict(A=0,B=1))
+    encoder = runtimes.Encoder('roberta', ['A','B'], runtimes.Input(max_length=most), RobertaForSequenceClassification(config).eval(), small.tokenizer)
+    (tmp_path/'roberta').mkdir()
+    encoder.save(tmp_path/'roberta')
+    records = papers(20).assign(abstract=lambda d: [a*(40 if i%5==0 else 1) for i,a in enumerate(d.abstract+' ')])
+    plain = encoder.scores(records)
+    runtimes.use_runtime(encoder, tmp_path/'roberta', Runtime('openvino',512))
+    np.testing.assert_allclose(encoder.scores(records), plain, atol=1e-5)
+    assert np.ptp(plain,0).min()>1e-3
 
 
 def test_measuring_needs_thresholds_and_records(model):
