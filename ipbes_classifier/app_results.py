@@ -127,8 +127,8 @@ class Result:
 
     def __post_init__(self)->None:
         "Clean texts, for people."
-        self.size = self.size or int(self.records.memory_usage(deep=True).sum())
         self.table = pd.DataFrame(dict(doi=self.records['doi'], title=clean_texts(self.records['title'].tolist(),title=True), abstract=clean_texts(self.records['abstract'].tolist()), year=self.records['year']))
+        self.size = self.size or sum(int(df.memory_usage(deep=True).sum()) for df in (self.records,self.table))
 
 # %% ../nbs/36a_app_results.ipynb #a84a05c8
 def score_in_turns(
