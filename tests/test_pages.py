@@ -94,7 +94,8 @@ def run_page(tmp_path_factory):
             log.unlink(missing_ok=True)
             server.stdin.write(f'{path}\t{log}\n')
             server.stdin.flush()
-            return int(server.stdout.readline()), log.read_text(errors='replace')
+            if not (code := server.stdout.readline()): pytest.fail(f'the process that runs pages has ended with exit code {server.wait()}', pytrace=False)
+            return int(code), log.read_text(errors='replace')
         yield run
 
 
