@@ -48,7 +48,7 @@ def plant(folder, *found):
     write_json(agreement._path(folder), dict(runtimes=[asdict(a) for a in found]))
 
 
-FAST = Agreement('openvino','',512, 100.,10., 500,1000)
+FAST = Agreement('openvino','',512, 100.,10., 500,1000, selected=100)
 
 
 @pytest.fixture(scope='module')
@@ -99,7 +99,7 @@ def test_workers_run_what_was_chosen(model, tmp_path):
 
 
 @pytest.mark.parametrize('found,why', [
-    (replace(FAST,flipped=2), 'flips 2 of 1,000 decisions, and 0.001 of them may be'), (replace(FAST,mean_difference=.02), 'differ by 0.020 on average'),
+    (replace(FAST,flipped=1,selected=9), 'flips 1 decisions where PyTorch selects 9'), (replace(FAST,flipped=2), 'flips 2 of 1,000 decisions, and 0.001 of them may be'), (replace(FAST,mean_difference=.02), 'differ by 0.020 on average'),
     (replace(FAST,AP=dict(A=[.9,.7])), 'average precision of A falls from 0.900 to 0.700'), (replace(FAST,n=0,rate=9.), 'not faster than PyTorch here'), (None, 'was not measured here')])
 def test_what_does_not_agree_is_refused(model, found, why):
     if found: plant(model, found)
