@@ -96,14 +96,14 @@ class Scorer:
         kept = np.ones(n,dtype=bool) if self.first_pass is None else np.asarray(self.first_pass.keep(as_records(records)),dtype=bool)
         scored = self.screener.score(records[kept]) if kept.any() else None
         ids = [i or d or str(k) for i,d,k in zip(records['id'],records['doi'],number)]
-        columns:dict[str,Any] = dict(file=pa.array([file]*n), row=pa.array(number), id=pa.array(ids,pa.string()), doi=pa.array(records['doi'],pa.string()))
+        columns:dict[str,Any] = dict(file=pa.array([file]*n,pa.string()), row=pa.array(number), id=pa.array(ids,pa.string()), doi=pa.array(records['doi'],pa.string()))
         for l in self.screener.labels:
             columns[f'{l}_score'] = _spread(scored, f'{l}_score', kept)
             columns[f'{l}_pred'] = pa.array(np.nan_to_num(_filled(scored, f'{l}_pred', kept)).astype(np.int8))
             if all(self.screener.calibrations): columns[f'{l}_probability'] = _spread(scored, f'{l}_probability', kept)
         note = np.full(n,PUT_ASIDE,dtype=object)
         if scored is not None: note[kept] = scored['note']
-        return pa.table(columns|dict(note=pa.array(note,pa.string()), model=pa.array([self.screener.version]*n)))
+        return pa.table(columns|dict(note=pa.array(note,pa.string()), model=pa.array([self.screener.version]*n,pa.string())))
 
 # %% ../nbs/32_screen_corpus.ipynb #e5c7dff4
 def _filled(scored:pd.DataFrame|None, column:str, kept:np.ndarray)->np.ndarray:

@@ -36,6 +36,7 @@ def cluster():
     "A head with one processor; nodes come and go."
     from ray.cluster_utils import Cluster
     folder = tempfile.mkdtemp(prefix='ipbes-c', dir='/tmp')
+    os.makedirs('/tmp/ray', exist_ok=True) # Ray notes its address there, and makes the folder only where it is not told another
     c = Cluster()
     os.environ['GIT_DIR'] = '/nowhere'  # for its workers too
     try:
