@@ -15,7 +15,7 @@ one process and in rounds, all ways score other records of it, with the same che
   of the deployment sample (none is relevant); its ratio is to `loop_short`
 
 Rates are records a second, the median of the rounds; ratios are of these. What the first pass loses is measured on all labelled test records of the fold. The
-machine's peak is the best of five square matrix products, in the same run; `share_of_peak` is the rate of floating-point operations that a way reaches of it.
+machine's peak is the best of five square matrix products, in the same run; `share_of_peak` is the rate of floating-point operations that a way reaches of the float32 one.
 Figures go to `benchmarks/results/screening.json`.
 """
 import argparse

@@ -14,30 +14,11 @@ os.environ.setdefault('IPBES_ENGINE','here')
 # tests run without a screen and never reach out for a model; threads of tokenizers do not survive a fork
 for name,value in dict(MPLBACKEND='Agg', HF_HUB_OFFLINE='1', TOKENIZERS_PARALLELISM='false').items(): os.environ.setdefault(name,value)
 
-# workers of pytest-xdist share the processors
-if 'PYTEST_XDIST_WORKER' in os.environ: os.environ.setdefault('OMP_NUM_THREADS','1')
-
 # who starts the tests in the background of a shell gives them a deaf ear to Ctrl-C, which processes of the tests would inherit
 if signal.getsignal(signal.SIGINT)==signal.SIG_IGN: signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # a page runs in nbs/, where a relative path would mean another folder
 if os.environ.get('IPBES_REAL_DATA'): os.environ['IPBES_REAL_DATA'] = str(Path(os.environ['IPBES_REAL_DATA']).resolve())
-
-
-RAY_STARTS = ('test_cluster','test_grid','test_grid_faults','test_hpo','test_screen_ray','test_trials')  # modules, and pages:
-RAY_PAGES = ('20g_cluster','22a_trials','23_hpo','32a_screen_on_ray','40c_engines')
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config, items):
-    "With pytest-xdist and `--dist loadgroup` a module stays in one worker, which makes its fixtures once; pages go anywhere, and one Ray runs at a time."
-    if not config.pluginmanager.hasplugin('xdist'): return
-    for i in items:
-        module,page = i.path.stem,i.callspec.id if hasattr(i,'callspec') else ''
-        if module in RAY_STARTS or module=='test_pages' and i.originalname=='test_page_runs' and page in RAY_PAGES: group = 'ray'
-        elif module=='test_pages': continue
-        else: group = module
-        i.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope='session')
