@@ -69,7 +69,8 @@ def reading(screener: Screener, max_length: int) -> Screener:
 def test_ap(s: Settings) -> dict:
     "Average precision of the model on test, from the predictions that training wrote."
     from ipbes_classifier.metrics import average_precision
-    from ipbes_classifier.results import predictions_path, read_predictions
+    from ipbes_classifier.metrics import read_predictions
+    from ipbes_classifier.results import predictions_path
     p = read_predictions(next(q for q in predictions_path(s,Run('minilm','BCE',0,optional_negatives=0)).parent.glob('fold-0_minilm_BCE*.csv')))
     return {l:round(float(average_precision(p.y[:,j],p.scores[:,j])),4) for j,l in enumerate(p.labels)}
 
@@ -194,7 +195,7 @@ def main() -> None:
     loss = measure_cascade(cascade, chosen, test)
     ratio = lambda a,b: round(rates[a]['rate']/rates[b]['rate'],2)
     write_json(results, dict(command='python benchmarks/screening.py'+f' --rounds {o.rounds}'*(o.rounds!=3)+' --quick'*o.quick, quick=o.quick, data_sha256={f:file_hash(data/f) for f in ('corpus.parquet','deployment_sample.parquet')},
-        settings=SETTINGS+(QUICK if o.quick else []), max_length=dict(whole=WHOLE,trained=max_length), test_AP=test_ap(s), 
+        settings=SETTINGS+(QUICK if o.quick else []), max_length=dict(whole=WHOLE,trained=max_length), test_AP=test_ap(s),
         runtimes=[asdict(m) for m in measured], chosen=chosen.runtime or 'torch', rates=rates, flipped_of=dict(decisions=n*len(plain.labels), **flips),
         ratios=dict(chosen_to_loop=ratio('chosen','loop'), chosen_to_pipeline=ratio('chosen','pipeline'), torch_to_loop=ratio('torch','loop'), cascade_to_loop=ratio('cascade','loop_short'), cascade_irrelevant_to_loop=ratio('cascade_irrelevant','loop_short')),
         cascade=dict(cut=asdict(cascade.cut), read_of_test=loss.attrs['read'], read_of_irrelevant=round(float(cascade.keep(as_records(fresh)).mean()),4), test=loss.astype(object).where(loss.notna(),None).to_dict('records')),
