@@ -14,6 +14,9 @@ os.environ.setdefault('IPBES_ENGINE','here')
 # tests run without a screen and never reach out for a model; threads of tokenizers do not survive a fork
 for name,value in dict(MPLBACKEND='Agg', HF_HUB_OFFLINE='1', TOKENIZERS_PARALLELISM='false').items(): os.environ.setdefault(name,value)
 
+# two processes of tests on two cores: each library's threads would wait for those of the other process
+if os.environ.get('PYTEST_XDIST_WORKER'): os.environ.setdefault('OMP_NUM_THREADS','1')
+
 # who starts the tests in the background of a shell gives them a deaf ear to Ctrl-C, which processes of the tests would inherit
 if signal.getsignal(signal.SIGINT)==signal.SIG_IGN: signal.signal(signal.SIGINT, signal.default_int_handler)
 

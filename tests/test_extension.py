@@ -239,6 +239,7 @@ def test_an_edit_is_seen_however_a_loss_was_made(project, given, loss):
     assert own_code(s, 'minilm', 'my_p:loss')['my_p']!=before['my_p']
 
 
+@pytest.mark.long
 def test_reports_run_own_code_and_run_again_when_it_changes(project, monkeypatch):
     "In the kernel of a report, started at the root."
     monkeypatch.setenv('IPBES_ENV', '')

@@ -80,6 +80,7 @@ def test_same_seed_same_trials_and_test_rows_are_never_read(small, found, tmp_pa
     assert not [p for p in other.folder.rglob('*') if p.is_file() and b'poison' in p.read_bytes()]
 
 
+@pytest.mark.long
 def test_another_seed_tries_something_else(small, found):
     other = search('tfidf-logreg', settings=replace(small,seed=1), say=str)
     assert told(other).iloc[0].equals(told(found).iloc[0]), 'the first trial is the configuration'
@@ -125,6 +126,7 @@ def test_more_trials_go_on_from_those_there_are(small, found):
     assert lines==['all 4 trials were done before'] and again.best==found.best
 
 
+@pytest.mark.long
 def test_what_has_ended_when_the_time_is_up_is_the_result(small, tmp_path):
     s = project(tmp_path/'p')
     s = replace(s, hpo=replace(s.hpo, n_trials=8, time_budget='3h', space=dict(baseline=dict(n_estimators='choice(100, 150)', min_df='choice(1, 2, 3)'))))
@@ -148,6 +150,7 @@ def test_what_has_ended_when_the_time_is_up_is_the_result(small, tmp_path):
             baseline=dict(n_estimators='choice(20000, 30000)')))), say=str)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('mode,first', [('none',None), ('fold',[3.]), ('all',[5.,3.,6.])])
 def test_first_trials_come_from_other_searches(small, tmp_path, mode, first):
     from ipbes_classifier.hpo import plan_search
@@ -209,6 +212,7 @@ def test_a_cluster_by_its_address(small, monkeypatch, capsys):
     assert 'that will do' in out and seen==[('node1:6379','30m','fold')]
 
 
+@pytest.mark.long
 def test_entries_of_other_models_stay(small, found):
     other = search('tfidf-svm', settings=small, n_trials=1, say=str)
     assert other.file==found.file and set(read_searches(found.file))>={found.plan.key,other.plan.key}
@@ -252,6 +256,7 @@ def named(small, tmp_path):
     sys.modules.pop('my_search', None)
 
 
+@pytest.mark.long
 def test_trials_know_the_model_and_the_measure_of_a_named_module(named, monkeypatch):
     monkeypatch.chdir(named)
     found = search('short-or-long', n_trials=2, hpo_metric='eval_hits_macro', say=str,
@@ -409,6 +414,7 @@ def test_a_poor_trial_of_an_encoder_is_stopped_early(small):
     assert not list(found.folder.rglob('*.safetensors')), 'trials keep no weights'
 
 
+@pytest.mark.long
 def test_the_report_says_first_what_was_found_and_what_the_time_budget_left(root, tmp_path):
     import papermill
     from ipbes_classifier.report_html import notebook_to_html

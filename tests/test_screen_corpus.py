@@ -101,6 +101,7 @@ def in_child(f, *args):
     return p.exitcode
 
 
+@pytest.mark.long
 def test_killed_at_every_file_that_is_written(lake, model, tmp_path):
     whole,out = tmp_path/'whole',tmp_path/'out'
     (lake/'f2.parquet').unlink()
