@@ -358,11 +358,18 @@ def _csv_header(path):
     return rows[sep],sep
 
 # %% ../nbs/10_records.ipynb #8176bb42
+@contextmanager
+def _long_fields(most=1<<26):
+    "Let `csv` read fields of `most` characters meanwhile: its limit holds for the whole process, and a header has none so long."
+    before = csv.field_size_limit()
+    csv.field_size_limit(max(before,most))
+    try: yield
+    finally: csv.field_size_limit(before)
+
 def _wos_dialect(path, header):
     "How to quote the tab-separated table of Web of Science, and how many columns without a name follow its header."
     def widths(**kw):
-        csv.field_size_limit(max(csv.field_size_limit(), 1<<26))
-        with _open_csv(path) as f: return {len(r) for r in csv.reader(f, delimiter='\t', **kw) if r}
+        with _long_fields(), _open_csv(path) as f: return {len(r) for r in csv.reader(f, delimiter='\t', **kw) if r}
     n,even = len(header),lambda w: w<={n,n+1}
     try: quoted = even(widths(strict=True))
     except csv.Error: quoted = False
