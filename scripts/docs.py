@@ -199,9 +199,10 @@ def reports(site:Path, root:Path)->str:
     for p in sorted((root/'papermill_runs'/'sample').glob('*.html')):
         (site/'reports').mkdir(parents=True, exist_ok=True)
         shutil.copyfile(p, site/'reports'/p.name)
-        rows.append(f'- [{p.stem.split("__")[0]}: {", ".join(p.stem.split("__")[1:])}]({p.name})')
+        name,*of = p.stem.split('__')
+        rows.append(f'- [{": ".join([name,*[", ".join(of)]*bool(of)])}]({p.name})')
     return ('# Sample reports\n\nEach run of a grid is an executed notebook and an HTML page that needs neither Jupyter nor a network. These are what '
-            '`ipbes demo` made on its **synthetic** sample: their figures say that things work, not how well a model finds real papers.\n\n'+'\n'.join(rows))
+            '`ipbes demo` made on its **synthetic** sample, and what `ipbes report` made of a screening of another: their figures say that things work, not how well a model finds real papers.\n\n'+'\n'.join(rows))
 
 
 def examples(root:Path)->str:
