@@ -363,14 +363,23 @@ def _outrank(base:DictConfig, layer:DictConfig)->DictConfig:
     return base
 
 # %% ../nbs/00_config.ipynb #f2589c48
+SECTIONED = ('environment.yaml','encoders.yaml')  # files whose sections `IPBES_ENV` can name; the first that has it is taken
+
+def _file_with(configs:Path, env:str)->tuple[Path,DictConfig,dict[str,int]]:
+    "The file with a section, by its short or long name, what it holds, and its lines."
+    known:list[str] = []
+    for path in [configs/n for n in SECTIONED if (configs/n).exists()]:
+        conf,lines = _read_yaml(path)
+        if env in conf or ENVIRONMENTS.get(env) in conf: return path,conf,lines
+        known.append(f"{'' if known else f'{path}: no section `{env}` (IPBES_ENV); '}sections{f' of {path.name}' if known else ''}: {', '.join(map(str,conf))}")
+    raise ValueError('; '.join(known) or f"IPBES_ENV={env}, but there is no {configs/SECTIONED[0]}")
+
+# %% ../nbs/00_config.ipynb #8acf2734
 def _environment(configs:Path, env:str|None)->tuple[DictConfig,dict[str,int],str]|None:
     "The layer that `IPBES_ENV` names, or None."
-    path = configs/'environment.yaml'
     if not env: return None
-    if not path.exists(): raise ValueError(f"IPBES_ENV={env}, but there is no {path}")
-    conf,lines = _read_yaml(path)
-    if env not in conf and ENVIRONMENTS.get(env) in conf: env = ENVIRONMENTS[env]
-    if env not in conf: raise ValueError(f"{path}: no section `{env}` (IPBES_ENV); sections: {', '.join(map(str,conf))}")
+    path,conf,lines = _file_with(configs, env)
+    if env not in conf: env = ENVIRONMENTS[env]
     if not isinstance(conf[env] or {},(dict,DictConfig)):
         raise ValueError(f"{path}, line {lines[env]}: `{env}` is {str(conf[env])[:40]!r}; should be a section of `key: value` lines")
     inner = {k.removeprefix(f'{env}.'):n for k,n in lines.items() if k.startswith(f'{env}.')}
@@ -419,7 +428,7 @@ def load_config(
     config:str|os.PathLike|None=None, # a further file, laid over the project's
     overrides:Sequence[str]=(),       # `key=value`, laid over everything
     root:str|os.PathLike|None=None,   # project folder; default: the nearest parent with `configs/`, else here
-    env:str|None=None,                # section of environment.yaml; default: the variable IPBES_ENV
+    env:str|None=None,                # section of environment.yaml or encoders.yaml; default: the variable IPBES_ENV
     use_code:bool=True,               # import the `modules` that the settings name? False for settings of a stranger
 )->Settings:                          # checked settings; `root` in it is absolute
     """Load settings in layers, later ones win.
