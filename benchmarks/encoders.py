@@ -146,11 +146,12 @@ def estimate(model: str, parameters: int, per_token: float, per_layer: float, pr
 
 
 def few_records(folder: Path):
-    "A project of the synthetic sample with one fold of a few records, in which each label stands in each split."
-    from ipbes_classifier.config import label_names, project_path
+    "A project of the synthetic sample with one fold of a few records, in which each label stands in each split; made if it is not there."
+    from ipbes_classifier.config import label_names, load_config, project_path
     from ipbes_classifier.folds import read_clusters, read_fold, write_folds
     from ipbes_classifier.project import sample_project
     from ipbes_classifier.train import read_dataset
+    if folder.exists(): return load_config(root=folder, env='')
     s = sample_project(folder, n=300, overrides=['folds.n_folds=2'])
     data,place = read_dataset(s),project_path(s,s.paths.folds_dir)
     y = data[label_names(s)].to_numpy()
