@@ -369,7 +369,7 @@ def test_labels_that_say_nothing_are_learnt_as_nothing(project, monkeypatch):
     for seed in range(3):
         wrong = data.copy()
         wrong[labels] = np.random.default_rng(seed).permutation(data[labels].to_numpy())
-        monkeypatch.setattr(import_module('ipbes_classifier.train'), 'read_dataset', lambda s: wrong)
+        monkeypatch.setattr(import_module('ipbes_classifier.train'), 'read_dataset', lambda s, wrong=wrong: wrong)
         t = train('tfidf-logreg', settings=project)
         found.append((t.measures['AP_macro'],*chance(t.test.y,t.test.scores,seed=seed)))
         assert (t.test.y==wrong[labels].iloc[t.fold.test]).all(axis=None)
