@@ -67,7 +67,7 @@ def test_a_mistake_names_file_and_key(project, old, new, says):
 def test_each_architecture_goes_the_whole_way(encoders, work, model):
     "Two layers, narrow, with as many words as published: trained for two steps in bf16, saved, loaded, scored; every array of weights is trained."
     r = encoders.dry_run(model, work, 16, **SMALL)
-    assert r['steps']==2 and r['arrays_trained']>20 and r['difference_after_loading']<1e-6 and r['vocabulary']==encoders.shape(model).vocab_size
+    assert r['steps']==2 and r['arrays_trained']>12 and r['difference_after_loading']<1e-6 and r['vocabulary']==encoders.shape(model).vocab_size
 
 
 @pytest.mark.long
