@@ -21,6 +21,39 @@ def test_readme_figures_are_those_of_the_benchmark(root, rows):
         assert [ap,f1,wss,clean,prevalence,n]==shown, (model,label)
 
 
+@pytest.fixture
+def benchmark(root):
+    "The benchmark of models that fit two cores, and its rows by part, model and label."
+    q = json.loads((root/'benchmarks/results/benchmark.json').read_text())
+    return q,{(part,r['model'],r['label']):r for part,v in q['parts'].items() for r in v['table']}
+
+
+def test_the_benchmark_is_of_full_size_and_whole(benchmark):
+    "Every record was tested once, and each part has every model, label and measure, with counts that fit."
+    q,rows = benchmark
+    labels,models = [k for k in q['counts']['records'] if k!='n'],{'Ensemble','source only',*q['models']}
+    assert not q['quick'] and q['command']=='python benchmarks/quality.py' and q['n_boot']>=1000
+    assert q['counts']['tested']==q['counts']['records']['n']==rows['all','Ensemble','macro']['n']>26_000
+    assert set(rows)=={(p,m,l) for p in ('all','without_suspects','one_export','without_flagged','time_records','time') for m in models for l in (*labels,'macro')}
+    for r in rows.values():
+        assert r['prevalence']*r['n']*(len(labels) if r['label']=='macro' else 1)==pytest.approx(r['positives'])
+        for m in q['measures']: assert r[f'{m}_low']<=r[f'{m}_high'] and (0 if m!='WSS95' else -1)<=r[m]<=1, (r['model'],r['label'],m)
+    for l in labels: assert rows['all','tfidf-titles',l]['positives']==q['counts']['records'][l]
+    assert len({tuple(rows[p,m,'macro'][k] for k in ('n','positives')) for p in ('time','time_records') for m in models})==1
+
+
+def test_readme_quotes_the_benchmark(root, benchmark):
+    "Each line `| model | label | AP (low to high) | F1 | recall / share selected | WSS@95 | AP without suspects | AP at 1 % | prevalence | n |`."
+    readme,(_,rows) = (root/'README.md').read_text(),benchmark
+    if 'benchmarks/results/benchmark.json' not in readme: pytest.skip('README does not quote the benchmark')
+    lines = re.findall(r'^\| ([\w -]+) \| (\w+) \| ([\d.]+ \([\d.]+ to [\d.]+\)) \| ([\d.]+) \| ([\d.]+ / [\d.]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) % \| (\d+) \|$', readme, re.M)
+    assert {m for m,*_ in lines}=={m for _,m,_ in rows}
+    for model,label,*shown in lines:
+        r,clean = rows['all',model,label],rows['without_suspects',model,label]
+        assert shown==[f"{r['AP']:.3f} ({r['AP_low']:.3f} to {r['AP_high']:.3f})", f"{r['f1']:.3f}", f"{r['recall95']:.3f} / {r['selected95']:.3f}", f"{r['WSS95']:.3f}", f"{clean['AP']:.3f}", f"{r['AP_at_0.01']:.3f}",
+                       f"{100*r['prevalence']:.2f}", str(r['n'])], (model,label)
+
+
 def test_no_text_of_a_paper_is_in_a_benchmark_file(root):
     for p in (root/'benchmarks/results').glob('*.json'):
         for key in ('"title"','"abstract"','"doi"'): assert key not in p.read_text(), p
