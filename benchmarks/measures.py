@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
-from ipbes_classifier.compare import MEASURES, PREVALENCES, Comparison, _counts, _Draws, _draws, _interval, _label_draws, _mean, _ratio, _wss
+from ipbes_classifier.compare import (MEASURES, PREVALENCES, Comparison, _ap, _counts, _difference, _Draws, _draws, _holm, _interval, _mean, _ratio, _wss, plain_rows)
 from ipbes_classifier.config import Settings
 from ipbes_classifier.metrics import Predictions, reading_order
 from ipbes_classifier.thresholds import apply_thresholds, calibrate, fit_thresholds
@@ -39,29 +39,37 @@ def restrict(c: Comparison, keep: Callable[[pd.Series],pd.Series]) -> Comparison
     return replace(c, models=models, parts=sorted(next(iter(models.values()))))
 
 
-def _more(y: np.ndarray, s: np.ndarray, pred: np.ndarray, wide: np.ndarray, p: np.ndarray, w: np.ndarray) -> np.ndarray:
-    "(len(MORE), draws) of one label; `w` is (draws, n), how often each record was drawn."
+def _thresholds(y: np.ndarray, s: np.ndarray) -> np.ndarray:
+    "Positions in reading order up to which one more relevant record is read than before, and the last: all that average precision depends on."
+    ends = np.flatnonzero(np.append(np.diff(s)!=0, True))
+    more = np.diff(y.cumsum()[ends], prepend=0)>0
+    return ends[np.append(more[:-1],True)]
+
+
+def label_draws(y: np.ndarray, s: np.ndarray, pred: np.ndarray, wide: np.ndarray, p: np.ndarray, w: np.ndarray) -> np.ndarray:
+    "(len(ALL), draws) of one label; `w` is (draws, n), how often each record was drawn."
     order = reading_order(y,s)
-    wy = w[:,order]*y[order]
-    tp,fp = wy.cumsum(1),(w[:,order]*(1-y[order])).cumsum(1)
+    ordered,at = w[:,order],_thresholds(y[order],s[order])
+    wy = ordered*y[order]
+    tp = wy.cumsum(1, dtype=np.int32)
+    fp = ordered.cumsum(1, dtype=np.int32)-tp
     pos,neg = tp[:,-1],fp[:,-1]
     n,read = pos+neg,{r:r-_wss(tp,fp,wy,r) for r in (.95,.99)}
-    found,chosen = w@(y*wide).astype(int),w@wide.astype(int)
     tnr = 1-_ratio(read[.95]*n-np.ceil(.95*pos-1e-9), neg)
     off = np.zeros((len(y),BINS))
     off[np.arange(len(y)),np.minimum((p*BINS).astype(int),BINS-1)] = p-y
-    tpr,fpr = _ratio(w@(y*pred).astype(int),pos),_ratio(w@((1-y)*pred).astype(int),neg)
-    at = [_ratio(x*tpr,x*tpr+(1-x)*fpr) for x in PREVALENCES]
-    return np.array([_ratio(found,pos), _ratio(chosen,n), tnr, read[.95], read[.99], _ratio(w@(p-y)**2,n), _ratio(np.abs(w@off).sum(1),n), *at])
+    sums = w.astype(float)@np.column_stack([y*pred, (1-y)*pred, y*wide, wide, (p-y)**2, off])
+    hit,false = sums[:,0],sums[:,1]
+    tpr,fpr = _ratio(hit,pos),_ratio(false,neg)
+    return np.array([*[_ap(tp[:,at],fp[:,at],x) for x in (None,*PREVALENCES)], _ratio(2*hit,hit+false+pos), _ratio(hit,hit+false), tpr, .95-read[.95],
+                     _ratio(sums[:,2],pos), _ratio(sums[:,3],n), tnr, read[.95], read[.99], _ratio(sums[:,4],n), _ratio(np.abs(sums[:,5:]).sum(1),n), *[_ratio(x*tpr,x*tpr+(1-x)*fpr) for x in PREVALENCES]])
 
 
 def _fold_draws(t: Tested, w: np.ndarray, cells: int = 2_000_000) -> np.ndarray:
     "(measures, labels, draws) of a model on a fold, a block of draws at a time to bound memory."
-    def label(j: int, b: np.ndarray) -> np.ndarray:
-        y,s,pred,wide,p = (a[:,j] for a in (t.y,t.scores,t.preds,t.wide,t.probs))
-        return np.concatenate([_label_draws(y,s,pred,b), _more(y,s,pred,wide,p,b)])
     blocks = np.array_split(w, min(len(w),w.size//cells+1))
-    return np.stack([np.concatenate([label(j,b) for b in blocks], axis=1) for j in range(len(t.labels))], axis=1)
+    def label(j: int) -> np.ndarray: return np.concatenate([label_draws(*(a[:,j] for a in (t.y,t.scores,t.preds,t.wide,t.probs)),b) for b in blocks], axis=1)
+    return np.stack([label(j) for j in range(len(t.labels))], axis=1)
 
 
 def model_draws(by: Mapping, draws: _Draws) -> np.ndarray:
@@ -70,15 +78,16 @@ def model_draws(by: Mapping, draws: _Draws) -> np.ndarray:
     return np.concatenate([labels,_mean(labels,1)[:,None]], axis=1)
 
 
-def table(c: Comparison, clusters: Mapping[str,int], n_boot: int, seed: int = 42, level: float = .95) -> list[dict]:
-    "A row per model and label, and macro: n, positives, prevalence, and each of `ALL` with `_low` and `_high`; None where undefined."
+def figures(c: Comparison, first: str, clusters: Mapping[str,int], n_boot: int, seed: int = 42, level: float = .95) -> dict[str,list[dict]]:
+    "`table`: a row per model and label, and macro, with n, positives, prevalence, and each of `ALL` with `_low` and `_high`, None where undefined; `differences` in AP of the model `first` to the others, on the same draws."
     draws,counts,rows = _draws(next(iter(c.models.values())),clusters,n_boot,seed),_counts(c),[]
-    for name,by in c.models.items():
-        d = model_draws(by, draws)
+    found = {m:model_draws(by,draws) for m,by in c.models.items()}
+    for name,d in found.items():
         for j,l in enumerate([*c.labels,'macro']):
-            figures = {k:v for i,m in enumerate(ALL) for k,v in zip((m,f'{m}_low',f'{m}_high'), (float(d[i,j,0]),*_interval(d[i,j,1:],level)))}
-            rows.append(dict(model=name,label=l)|counts[j]|{k:None if np.isnan(v) else v for k,v in figures.items()})
-    return rows
+            row = {k:v for i,m in enumerate(ALL) for k,v in zip((m,f'{m}_low',f'{m}_high'), (float(d[i,j,0]),*_interval(d[i,j,1:],level)))}
+            rows.append(dict(model=name,label=l)|counts[j]|{k:None if np.isnan(v) else v for k,v in row.items()})
+    pairs = pd.DataFrame([dict(a=first,b=m)|_difference((found[first]-d)[:len(MEASURES)],c.labels,'AP',l,level) for m,d in found.items() if m!=first for l in (*c.labels,'macro')])
+    return dict(table=rows, differences=plain_rows(pairs.assign(p_holm=pairs.groupby('label')['p'].transform(_holm))))
 
 
 def flagged(y: np.ndarray, p: np.ndarray) -> np.ndarray:

@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 
 from ipbes_classifier import compare, encoders, ensemble, final, folds, models, titles, train
-from ipbes_classifier.compare import SOURCE_ONLY, Comparison, check_comparison, differences_to_others, plain_rows, source_predictions
+from ipbes_classifier.compare import SOURCE_ONLY, Comparison, check_comparison, source_predictions
 from ipbes_classifier.config import Settings, label_names, load_config, model_training, resource_dir
 from ipbes_classifier.ensemble import fit_combination
 from ipbes_classifier.files import atomic_path, file_hash, obj_hash, read_json, write_json
@@ -29,12 +29,12 @@ from ipbes_classifier.final import FinalData, read_final_data
 from ipbes_classifier.folds import Fold, check_fold, make_folds
 from ipbes_classifier.lists import without_formulas
 from ipbes_classifier.models import loss_of, make_model
-from ipbes_classifier.provenance import seed_everything, timed, versions
+from ipbes_classifier.provenance import seed_everything, versions
 from ipbes_classifier.single_report import execute_single
 from ipbes_classifier.train import sample_negatives
 
 import measures
-from measures import ALL, Tested, flagged, overlap, restrict, table, tested
+from measures import ALL, Tested, figures, flagged, overlap, restrict, tested
 from small_cut import machine, real_data, results_file, small_cut
 
 MODELS = ['tfidf-logreg','tfidf-titles']
@@ -50,20 +50,23 @@ ENSEMBLE = 'Ensemble'
 
 @dataclass
 class Steps:
-    "Work that stays done: each step is a JSON file, or arrays, below a folder named by what they depend on."
+    "Work that stays done: each step is a JSON file below a folder that is named by what the work depends on."
     folder: Path
-    seconds: dict[str,float] = field(default_factory=dict) # of each step, measured when it was done
+    took: dict[str,dict] = field(default_factory=dict) # seconds of each step, by the clock and of the processor, when it was done
     def do(self, name: str, make: Callable[[],Any]) -> Any:
         "What `make` returned, now or earlier: something that JSON can hold."
         path = self.folder/f'{name}.json'
         if not path.exists():
-            with timed() as took: value = make()
+            t0,cpu0 = time.perf_counter(),time.process_time()
+            value = make()
+            took = dict(seconds=round(time.perf_counter()-t0,1), cpu_seconds=round(time.process_time()-cpu0,1))
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_json(path, dict(value=value, seconds=took['seconds']))
-            print(f"{name}: {took['seconds']:.0f} s", flush=True)
-        done = read_json(path, ['value','seconds'])
-        self.seconds[name] = done['seconds']
-        return done['value']
+            write_json(path, dict(value=value, **took))
+            print(f"{name}: {took['seconds']:.0f} s, {took['cpu_seconds']:.0f} s of a processor", flush=True)
+        done = read_json(path, ['value','seconds','cpu_seconds'])
+        value = done.pop('value')
+        self.took[name] = done
+        return value
 
 
 @dataclass
@@ -107,6 +110,7 @@ class Bench:
 
     def scores(self, model: str, split: str, fold: Fold) -> dict[str,np.ndarray]:
         "(n, n_labels) scores of dev and of test."
+        if model==ENSEMBLE: [self.scores(m,split,fold) for m in self.models]
         before = self.year if split=='time' else np.inf
         make = {SOURCE_ONLY:partial(self._source_scores,fold), ENSEMBLE:partial(self._combined,split,fold)}.get(model, partial(self._fitted_scores,model,split,fold,before))
         return {k:np.array(v) for k,v in self.steps.do(f"scores/{split}/{model.replace('/','_')}", make).items()}
@@ -142,12 +146,6 @@ class Bench:
         "All models, the ensemble of two or more, and the source-only classifier."
         names = [*([ENSEMBLE] if len(self.models)>1 else []),*self.models,SOURCE_ONLY]
         return check_comparison(Comparison(self.labels, [(0,f.fold) for f in splits.values()], {m:{(0,f.fold):self.tested(m,n,f) for n,f in splits.items()} for m in names}))
-
-
-def figures(b: Bench, c: Comparison, n_boot: int) -> dict:
-    "Measures of all models, and differences in AP of the ensemble, else of the last model, to the others."
-    first = ENSEMBLE if ENSEMBLE in c.models else b.models[-1]
-    return dict(table=table(c,b.clusters,n_boot,b.s.seed), differences=plain_rows(differences_to_others(c, first, b.clusters, n_boot=n_boot, seed=b.s.seed)))
 
 
 def one_by_one(by: Mapping, ids: np.ndarray) -> Tested:
@@ -225,9 +223,9 @@ def measure(b: Bench, n_boot: int, work: Path) -> dict:
     p = one_by_one(c.models[judge], b.ids)
     drop,report = doubts(b, p, work/'negatives_to_judge.csv')
     code = obj_hash([file_hash(Path(m)) for m in (__file__,measures.__file__)])[:8]
-    parts = {}
+    first,parts = ENSEMBLE if ENSEMBLE in c.models else judge,{}
     for name,(about,part) in slices(b, c, drop, p.frame['id'].to_numpy()).items():
-        parts[name] = dict(about=about)|b.steps.do(f'figures-{code}-{n_boot}/{name}', partial(figures,b,part,n_boot))
+        parts[name] = dict(about=about)|b.steps.do(f'figures-{code}-{n_boot}/{name}', partial(figures,part,first,b.clusters,n_boot,b.s.seed))
     return dict(parts=parts, doubts=dict(scores_of=judge, method="cleanlab find_label_issues, prune_by_noise_rate")|report)
 
 
@@ -251,7 +249,7 @@ def main() -> None:
     command = ' '.join(['python benchmarks/quality.py',*(['--models',*o.models] if o.models!=MODELS else []),*(['--quick'] if o.quick else []),*([f'--n-boot {o.n_boot}'] if o.n_boot!=1000 else [])])
     results = results_file('benchmark', o.quick, o.results).resolve()
     write_json(results, dict(command=command, data_sha256={p.name:file_hash(p) for p in b.data.files}, quick=o.quick, models=o.models, losses={m:loss_of(m,'BCE',b.s.root) for m in o.models}, settings=overrides, n_boot=o.n_boot,
-                             measures=ALL, counts=split_counts(b), **found, seconds=b.steps.seconds, seconds_of_all_steps=round(sum(b.steps.seconds.values()),1), seconds_of_this_call=round(time.perf_counter()-t0,1),
+                             measures=ALL, counts=split_counts(b), **found, steps={k:b.steps.took[k] for k in sorted(b.steps.took)}, cpu_seconds_of_all_steps=round(sum(t['cpu_seconds'] for t in b.steps.took.values()),1), seconds_of_this_call=round(time.perf_counter()-t0,1),
                              **machine('cleanlab')))
     print(execute_single(resource_dir('reports')/'benchmark.ipynb', work/'benchmark.ipynb', dict(figures=str(results))))
     print(results)
