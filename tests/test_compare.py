@@ -123,7 +123,7 @@ def test_command_says_which_folds_it_leaves_out(project, tmp_path, monkeypatch, 
     finally: (tmp_path/hidden.name).rename(hidden)
 
 
-@pytest.mark.parametrize('name', ['compare','ensemble'])
+@pytest.mark.parametrize('name', ['benchmark','compare','ensemble'])
 def test_reports_are_thin(root, name):
     "No developer's tool, no label of some assessment, no function of more than a few lines, no outputs."
     nb = json.loads((root/f'nbs/reports/{name}.ipynb').read_text())
