@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Calibration', 'fit_sigmoid', 'cuts', 'f1_curve', 'f1_threshold', 'recall_threshold', 'fit_thresholds',
-           'apply_thresholds', 'fit_calibration', 'calibrate']
+           'apply_thresholds', 'fit_calibration', 'calibrate', 'calibration_note']
 
 # %% ../nbs/20a_thresholds.ipynb #b7b98208
 import math
@@ -241,3 +241,15 @@ def calibrate(
     _named(calibrations,labels,'calibration')
     scores = _columns(scores,labels,'scores')
     return np.column_stack([calibrations[l].probability(scores[:,j]) for j,l in enumerate(labels)])
+
+# %% ../nbs/20a_thresholds.ipynb #72d94137
+def calibration_note(
+    y:np.ndarray,         # (n,L) 0/1 labels of dev
+    labels:Sequence[str], # L names
+)->str:                   # a sentence without full stop; '' if `fit_calibration` fits all slopes
+    "For which labels dev tells no slope, and what is done instead."
+    y = _columns(y,labels,'y')
+    few = {l:int(n) for l,n in zip(labels,y.sum(0,dtype=np.int64)) if min(n,len(y)-n)<FEW}
+    if not few: return ''
+    have = ' and '.join(f'{n} {"has" if n==1 else "have"} {l}' for l,n in few.items())
+    return f"of {len(y)} records of dev {have}: fewer than {FEW} with or without a label tell no slope, so that only the level of its probabilities was fitted"
