@@ -4,7 +4,7 @@ Two linear models, five folds dealt twice (`unseen.py`). Each way is fitted on d
 the four folds that are not test, scored by models that had not seen them, as `ipbes train-final` has it. Then how many positives each way needs, whether a choice between
 them by dev is worth while, and what a correction for another prevalence does. Venn-Abers predictors are those of PyPI: pip install -c constraints.txt venn-abers
 
-A choice, or another way, is called better than the sigmoid of the package if the difference in log loss is below 0 with both intervals: over test folds, and over clusters.
+A choice, that of the package among them, or another way is called better than the sigmoid of the package if the difference in log loss is below 0 with both intervals: over test folds, and over clusters.
 Figures go to `benchmarks/results/calibration.json`: no title, no abstract.
 """
 import argparse
@@ -23,7 +23,7 @@ from sklearn.isotonic import IsotonicRegression
 from ipbes_classifier.files import file_hash, write_json
 from ipbes_classifier.metrics import calibration_error, prevalence_weights
 from ipbes_classifier.prior_shift import estimate_prior, shift_prior
-from ipbes_classifier.thresholds import fit_sigmoid
+from ipbes_classifier.thresholds import Steps, fit_label, fit_sigmoid
 
 from small_cut import machine, real_data, results_file
 from unseen import FILES, K, SEED, Unseen, cluster_draws, compared, dealt, folds_interval, rounded, unseen
@@ -72,6 +72,7 @@ def venn_abers(y: np.ndarray, s: np.ndarray) -> Fitted:
 
 WAYS: dict[str,Callable[[np.ndarray,np.ndarray],Fitted]] = {
     'none':none, 'level alone':level, 'sigmoid':sigmoid, 'temperature':temperature, 'isotonic':isotonic, 'Venn-Abers':venn_abers}
+PACKAGE = 'as the package chooses'  # the sigmoid, or isotonic where it is better on dev
 CHOICES = {'chosen: lowest':0., 'chosen: lower by two standard errors':2.}
 
 
@@ -107,8 +108,8 @@ def parts(u: Unseen, model: str, r: int, j: int) -> dict[str,tuple]:
 def probabilities(u: Unseen, model: str) -> tuple[dict,dict]:
     "By setting and way, (repeats, n, L) probabilities of records of test; how often each was chosen."
     R,(n,L) = len(u.folds),u.y.shape
-    out: dict = {s:{w:np.empty((R,n,L)) for w in [*WAYS,*CHOICES]} for s in ('one fold','four folds')}
-    chosen: dict = {s:{l:{c:Counter() for c in CHOICES} for l in u.labels} for s in out}
+    out: dict = {s:{w:np.empty((R,n,L)) for w in [*WAYS,*CHOICES,PACKAGE]} for s in ('one fold','four folds')}
+    chosen: dict = {s:{l:{c:Counter() for c in [*CHOICES,PACKAGE]} for l in u.labels} for s in out}
     for r in range(R):
         for j in range(K):
             for setting,(dev,s,test,t) in parts(u,model,r,j).items():
@@ -117,6 +118,9 @@ def probabilities(u: Unseen, model: str) -> tuple[dict,dict]:
                     for c,w in choose(u.y[dev,l],s[:,l],u.clusters[dev]).items():
                         out[setting][c][r,test,l] = out[setting][w][r,test,l]
                         chosen[setting][label][c][w] += 1
+                    fitted = fit_label(u.y[dev,l],s[:,l])
+                    out[setting][PACKAGE][r,test,l] = fitted.probability(t[:,l])
+                    chosen[setting][label][PACKAGE]['isotonic' if isinstance(fitted,Steps) else 'sigmoid'] += 1
             print(f'{model}: repeat {r+1}, fold {j}', flush=True)
     return out,chosen
 
@@ -189,9 +193,9 @@ def shifted(u: Unseen, model: str) -> list[dict]:
                         more = u.more[model][j,:,l]
                         y,x = np.r_[np.ones(y.sum(),int),np.zeros(len(more),int)],np.r_[x[y==1],more]
                     w,old = prevalence_weights(y,new),u.y[dev,l].mean()
-                    w,p = w/w.sum(),sigmoid(u.y[dev,l],s[:,l])(x)
+                    w,p,plain = w/w.sum(),fit_label(u.y[dev,l],s[:,l]).probability(x),sigmoid(u.y[dev,l],s[:,l])(x)
                     estimated = estimate_prior(p,old,w)
-                    ways = {'as it is':p, 'corrected':shift_prior(p,old,new), 'corrected, prevalence estimated':shift_prior(p,old,estimated)}
+                    ways = {'as it is':p, 'corrected':shift_prior(p,old,new), 'corrected, prevalence estimated':shift_prior(p,old,estimated), 'sigmoid, corrected':shift_prior(plain,old,new)}
                     for k,v in ways.items(): held.setdefault(k,[]).append((y,v,w,estimated))
                 for k,v in held.items():
                     y,p,w,e = (np.concatenate([np.atleast_1d(f[i]) for f in v]) for i in range(4))

@@ -159,7 +159,7 @@ def recall_rows(u: Unseen, model: str, weights: np.ndarray) -> list[dict]:
     "A row per target, setting, rule and label: recall reached, how often the target was, and the share chosen."
     rows = []
     for target in TARGETS:
-        rules = {k:(lambda y,s,c,f=f: f(y,s,target)) for k,f in RECALL.items()}
+        rules = {k:(lambda y,s,c,f=f,x=target: f(y,s,x)) for k,f in RECALL.items()}
         for (setting,name,l),d in decide(u,model,rules).items():
             found,chosen,relevant = d.counts(u,l,weights)
             recall = d.by_part(found/relevant)

@@ -7,6 +7,7 @@ own: whatever is fitted on the other four folds of it can be tried on fold `j`. 
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from small_cut import small_cut
 from tried import Counts, linear, tfidf, title
 
 K,REPEATS,SEED = 5,2,42
+FILES = ('corpus','gold_titles','deployment_sample')
 
 
 def kept(path: Path, make: Callable[[], dict]) -> dict[str,np.ndarray]:
@@ -72,6 +74,11 @@ def unseen(data: Path, work: Path, quick: bool = False, say: Callable = print) -
         nonlocal c
         c = c or Counts(folder, pd.read_parquet(folder/'deployment_sample.parquet'))
         return c
+    def fit(fold: np.ndarray, i: int, j: int, test: np.ndarray, deployed: bool) -> dict:
+        c = counts()
+        s = log_odds(c, np.flatnonzero((fold!=i)&(fold!=j)), np.r_[test,c.more] if deployed else test)
+        say(f'scored folds {i} and {j}', flush=True)
+        return s
     def base() -> dict:
         c = counts()
         y = c.y[:c.n]
@@ -86,21 +93,13 @@ def unseen(data: Path, work: Path, quick: bool = False, say: Callable = print) -
             for j in range(i,K):
                 test = np.flatnonzero((fold==i)|(fold==j))
                 deployed = r==0 and i==j
-                def fit() -> dict:
-                    c = counts()
-                    s = log_odds(c, np.flatnonzero((fold!=i)&(fold!=j)), np.r_[test,c.more] if deployed else test)
-                    say(f'repeat {r+1} of {n_repeats}: scored folds {i} and {j}', flush=True)
-                    return s
-                for m,s in kept(work/f'repeat-{r}-{i}-{j}.npz', fit).items():
+                for m,s in kept(work/f'repeat-{r}-{i}-{j}.npz', partial(fit,fold,i,j,test,deployed)).items():
                     a,s = by.setdefault(m,np.full((K,n,L),np.nan)),expit(s.astype(float))
                     for k in {i,j}: a[k,test[fold[test]==(i+j-k)]] = s[:len(test)][fold[test]==(i+j-k)]
                     if deployed: more.setdefault(m,[]).append(s[len(test):])
         assert not any(np.isnan(a).any() for a in by.values())
         scores.append(by)
     return Unseen(b['labels'].tolist(), b['y'], b['clusters'], b['folds'][:n_repeats], scores, {m:np.array(s) for m,s in more.items()}, int(b['titles']))
-
-
-FILES = ('corpus','gold_titles','deployment_sample')
 
 
 def folds_interval(d: np.ndarray, level: float = .95) -> tuple[float,float]:
