@@ -146,13 +146,13 @@ def fit_steps(
     return Steps(c.slope, c.intercept, c.scale, tuple(f.X_thresholds_.tolist()), tuple(f.y_thresholds_.tolist()))
 
 # %% ../nbs/20a_thresholds.ipynb #6f5d9f2b
-ENOUGH = 100  # documents of a kind; with fewer, steps are not tried
+ENOUGH = 200  # documents of a kind; with fewer, steps are not tried
 
 # %% ../nbs/20a_thresholds.ipynb #688f419a
 def _saved_by_steps(y, s, scale, k=5)->np.ndarray:
     "(n,) log loss of a sigmoid less that of steps, each fitted on the other parts of `k`."
     part,less = np.empty(len(y),int),np.empty(len(y))
-    part[np.lexsort((s,y))] = np.arange(len(y))%k
+    part[np.lexsort((np.random.default_rng(0).random(len(y)),y))] = np.arange(len(y))%k
     for i in range(k):
         a,b = part!=i,part==i
         sigmoid,steps = (np.log(np.where(y[b]==1,p,1-p).clip(1e-12)) for p in (f(y[a],s[a],scale).probability(s[b]) for f in (fit_sigmoid,fit_steps)))
