@@ -27,15 +27,16 @@ from small_cut import machine, real_data, results_file
 
 
 class Counts:
-    "Counts of words and word pairs of records and, below them, of titles without abstract; labels and folds."
-    def __init__(self, folder: Path):
+    "Counts of words and word pairs of records and, below them, of titles without abstract and of further papers; labels and folds."
+    def __init__(self, folder: Path, more: pd.DataFrame | None = None):
         s = load_config(env='')
         self.labels, d = label_names(s), read_final_data(folder, s)
-        both = pd.concat([d.records, d.titles], ignore_index=True)
-        self.n, self.y = len(d.records), both[self.labels].to_numpy()
+        both = pd.concat([d.records, d.titles, *([] if more is None else [more])], ignore_index=True)
+        self.n, self.y, self.clusters = len(d.records), both[self.labels].to_numpy(), d.clusters
         self.fold = np.empty(self.n, int)
         for k,rows in enumerate(final_parts(d, s)): self.fold[rows] = k
-        self.extra = np.arange(self.n, len(both))
+        self.extra = np.arange(self.n, self.n+len(d.titles))
+        self.more = np.arange(self.n+len(d.titles), len(both))
         self.suspect = pd.read_parquet(folder/'corpus.parquet', columns=['suspect'])['suspect'].to_numpy()!=''
         words = CountVectorizer(ngram_range=(1,2), strip_accents='unicode', dtype=np.float32)
         whole = words.fit_transform(both['title']+' '+both['abstract'])

@@ -17,6 +17,7 @@ from .config import Settings, label_names, project_path
 from .extensions import is_reference
 from .files import file_hash
 from .metrics import average_precision
+from .thresholds import calibration_note
 
 if TYPE_CHECKING:
     from ipbes_classifier.train import Trained
@@ -64,6 +65,12 @@ def _measures(t:'Trained')->str:
     rows = [[l, what[l], f'{t.thresholds[l]:.4f}', *([_number(titles.get(l,math.nan),'.4f')] if titles else []), *(_number(m[f'{k}_{l}']) for k in ('AP','precision','recall','f1','read95')),
              int(t.test.y[:,j].sum()), f"{100*m[f'prevalence_{l}']:.2f} %"] for j,l in enumerate(label_names(t.settings))]
     return _table(['label','stands for','threshold',*['without abstract']*bool(titles),'AP','precision','recall','F1','to read for 95 % recall','relevant','prevalence'], rows)
+
+# %% ../nbs/20f_card.ipynb #60aa8d0b
+def _calibrated(t:'Trained')->str:
+    "For which labels dev was too small to fit a whole calibration; '' if for none."
+    told = calibration_note(t.dev.y, label_names(t.settings))
+    return f' {told[0].upper()}{told[1:]}.' if told else ''
 
 # %% ../nbs/20f_card.ipynb #cdaabffd
 def _on_titles(t:'Trained')->str:
@@ -132,7 +139,7 @@ def model_card(
         f"Multi-label classifier of publications for {', '.join(label_names(s))}. It reads {fields} ({s.input.encoding}, at most {s.input.max_length} tokens) and gives each label "
         f'a score between 0 and 1. {_made_from(t)} {authors}{licence}',
         '## Intended use', INTENDED, '```python\nfrom ipbes_classifier.screen import Screener\nScreener.load("this/folder").score([dict(title="...", abstract="...")])\n```',
-        '## How good it is', _measures(t), MEASURED.format(n=len(t.test.y)), _on_titles(t), '## Data', f'{_origin(s)} Data set: sha256 {data_hash[:12]}.', _data(t), SPLIT, '## Training', _learnt(t),
+        '## How good it is', _measures(t), MEASURED.format(n=len(t.test.y))+_calibrated(t), _on_titles(t), '## Data', f'{_origin(s)} Data set: sha256 {data_hash[:12]}.', _data(t), SPLIT, '## Training', _learnt(t),
         '## Limits', LIMITS])+'\n'
 
 # %% ../nbs/20f_card.ipynb #022a5cf3

@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 from filelock import Timeout
 
-from .card import INTENDED, LIBRARIES, LIMITS, _made_from, _measures, _on_titles, _table
+from .card import INTENDED, LIBRARIES, LIMITS, _calibrated, _made_from, _measures, _on_titles, _table
 from .config import Settings, label_names
 from .files import atomic_dir, atomic_path, file_hash, locked, obj_hash, write_errors, write_json, write_text
 from .folds import make_folds, near_duplicate_clusters
@@ -188,7 +188,7 @@ def final_card(
     hashes = ', '.join(f'{p.name} sha256 {file_hash(p)[:12]}' for p in f.data.files)
     return '\n\n'.join([_metadata(f), f'# {f.run.model} {f.run.loss}, fitted on all records',
         f"Multi-label classifier of publications for {', '.join(labels)}. It reads {fields} and gives each label a score between 0 and 1. {_made_from(f)} {licence}",  # type: ignore[arg-type]
-        '## Intended use', INTENDED, '## How good the recipe is', _measures(f), _HOW.format(k=s.folds.n_folds,n=len(f.data.records)), _on_titles(f),  # type: ignore[arg-type]
+        '## Intended use', INTENDED, '## How good the recipe is', _measures(f), _HOW.format(k=s.folds.n_folds,n=len(f.data.records))+_calibrated(f), _on_titles(f),  # type: ignore[arg-type]
         '## Data', f'{origin} Files: {hashes}. {f.data.dropped} titles were left out, as they are those of records.', _learnt_from(f),
         'A negative is a paper that no library listed; nobody judged it irrelevant, and some are not.', '## Limits', LIMITS])+'\n'
 
