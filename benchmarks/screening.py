@@ -10,7 +10,7 @@ one process and in rounds, all ways score other records of it, with the same che
   others read up to 512 tokens
 - pipeline: `pipeline("text-classification", batch_size=32)` of transformers, which pads each batch to its longest record
 - torch: `Screener.score`, PyTorch in float32
-- chosen: the same in the runtime that `auto` chooses here
+- chosen: the same in the runtime that `auto` chooses here; `chosen_short` is the same on inputs cut as the model was trained, its ratio is to `loop_short`
 - cascade: the runtime behind the first pass, inputs as the model was trained, on 1,000 records of the test fold (at the prevalence of the corpus) and on 1,000
   of the deployment sample (none is relevant); its ratio is to `loop_short`
 
@@ -62,7 +62,7 @@ def halves(data: Path, n: int) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 def reading(screener: Screener, max_length: int) -> Screener:
     "The same screener, reading other lengths than its model was trained on."
-    for m in screener.models: m.recipe = replace(m.recipe, max_length=max_length)
+    for m in screener.models: m.recipe,m.tokenizer.model_max_length = replace(m.recipe, max_length=max_length),max_length
     return screener
 
 
@@ -186,10 +186,10 @@ def main() -> None:
     whole,fast = (reading(Screener.load(folder, runtime=r, tolerance=s.screen.tolerance), WHOLE) for r in ('torch','auto'))
     for way in (loop,short,stock): way(few[:8])
     scores(fast,few[:8]), scores(chosen,few[:8])
-    rates,found = measure(dict(loop=(loop,few), pipeline=(stock,few), torch=(lambda r: scores(whole,r),some), chosen=(lambda r: scores(fast,r),some), loop_short=(short,few),
+    rates,found = measure(dict(loop=(loop,few), pipeline=(stock,few), torch=(lambda r: scores(whole,r),some), chosen=(lambda r: scores(fast,r),some), loop_short=(short,few), chosen_short=(lambda r: scores(chosen,r),some),
                                cascade=(lambda r: with_cascade(scorer,r),test[:100 if o.quick else 1000]), cascade_irrelevant=(lambda r: with_cascade(scorer,r),fresh[:1000])), o.rounds)
     thresholds = np.array([plain.thresholds[0][l] for l in plain.labels])
-    flips = {name:int(((found[name][:n]>=thresholds)!=(found['loop']>=thresholds)).sum()) for name in ('pipeline','torch','chosen')}
+    flips = {a:int(((found[a][:n]>=thresholds)!=(found[b]>=thresholds)).sum()) for a,b in dict(pipeline='loop',torch='loop',chosen='loop',chosen_short='loop_short').items()}
     peak = dict(float32=matrix_product(torch.float32), bf16=matrix_product(torch.bfloat16), int8=int8_product())
     per = gflop(whole.models[0], few)/n
     loss = measure_cascade(cascade, chosen, test)
@@ -197,7 +197,7 @@ def main() -> None:
     write_json(results, dict(command='python benchmarks/screening.py'+f' --rounds {o.rounds}'*(o.rounds!=3)+' --quick'*o.quick, quick=o.quick, data_sha256={f:file_hash(data/f) for f in ('corpus.parquet','deployment_sample.parquet')},
         settings=SETTINGS+(QUICK if o.quick else []), max_length=dict(whole=WHOLE,trained=max_length), test_AP=test_ap(s),
         runtimes=[asdict(m) for m in measured], chosen=chosen.runtime or 'torch', rates=rates, flipped_of=dict(decisions=n*len(plain.labels), **flips),
-        ratios=dict(chosen_to_loop=ratio('chosen','loop'), chosen_to_pipeline=ratio('chosen','pipeline'), torch_to_loop=ratio('torch','loop'), cascade_to_loop=ratio('cascade','loop_short'), cascade_irrelevant_to_loop=ratio('cascade_irrelevant','loop_short')),
+        ratios=dict(chosen_to_loop=ratio('chosen','loop'), chosen_to_pipeline=ratio('chosen','pipeline'), torch_to_loop=ratio('torch','loop'), chosen_short_to_loop=ratio('chosen_short','loop_short'), cascade_to_loop=ratio('cascade','loop_short'), cascade_irrelevant_to_loop=ratio('cascade_irrelevant','loop_short')),
         cascade=dict(cut=asdict(cascade.cut), read_of_test=loss.attrs['read'], read_of_irrelevant=round(float(cascade.keep(as_records(fresh)).mean()),4), test=loss.astype(object).where(loss.notna(),None).to_dict('records')),
         prevalence={l:round(float(test[l].mean()),4) for l in plain.labels}, n_test=len(test), peak_gflop_per_second=peak, gflop_per_record=round(per,2),
         share_of_peak={k:round(per*rates[k]['rate']/peak['float32'],3) for k in ('loop','pipeline','torch','chosen')}, threads=torch.get_num_threads(), **machine('openvino','nncf')))
