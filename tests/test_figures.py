@@ -83,7 +83,7 @@ def test_figures_of_a_search_are_those_of_its_epochs(search_benchmark):
     assert search_benchmark.figures(epochs, 3.21, 'value')==dict(epochs=3, seconds=3.2, best=.5, best_trial=1, best_epoch=2)
 
 
-@pytest.mark.parametrize('name', ['search','grid','training','stopping'])
+@pytest.mark.parametrize('name', ['search','grid','training','stopping','screening'])
 def test_committed_figures_are_of_full_size(root, name):
     "A quick run must not stand where figures of full size are quoted from."
     path = root/f'benchmarks/results/{name}.json'
@@ -92,6 +92,7 @@ def test_committed_figures_are_of_full_size(root, name):
     assert not q['quick'] and f'benchmarks/{name}.py' in q['command'] and '--quick' not in q['command']
     if name=='training': assert q['ours']['peak_mb']>0 and q['n']>=700
     elif name=='stopping': assert all(r['reviews']>=200 and r['low']<=r['reached']<=r['high'] for r in q['rows']) and q['settings']['size']==20_000
+    elif name=='screening': assert max(q['share_of_peak'].values())<1 and q['flipped_of']['torch']==0 and q['n_test']>4000
     elif name=='search': assert q['max_difference']==0 and q['epochs_compared']==q['asha']['epochs']<q['to_the_end']['epochs']
     else: assert all(q['seconds'][way][x]>0 for way in q['seconds'] for x in ('cold','all'))
 
@@ -112,3 +113,16 @@ def test_costs_in_readme_are_those_of_the_benchmarks(root):
     assert f"{training['n']} real records of up to {training['max_length']} tokens, {training['epochs']} epochs; dev n {training['n_dev']} with {n[0]}, {n[1]} and {n[2]} positives" in readme
     assert f"{grid['overhead']['here']['per_run']:.1f} s more a run for its report, {grid['overhead']['ray']['per_run']:.1f} s on Ray" in readme
     assert f"{grid['runs']} runs of two baselines on the synthetic sample, n {grid['n']:,}" in readme
+
+
+def test_screening_in_readme_is_that_of_the_benchmark(root):
+    "Ratios, flips and what a first pass loses."
+    readme,q = (root/'README.md').read_text(),json.loads((root/'benchmarks/results/screening.json').read_text())
+    r,flips,first,rates,peak = q['ratios'],q['flipped_of'],q['cascade'],q['rates'],q['share_of_peak']
+    lost = next(x for x in first['test'] if x['label']=='any')
+    int8 = next(x for x in q['runtimes'] if x['runtime']=='openvino-int8')
+    for says in (f"{r['chosen_to_loop']:.1f} times the records a second, {flips['chosen']} of {flips['decisions']} decisions other; on inputs of {q['max_length']['trained']} tokens {r['chosen_short_to_loop']:.1f} times, {flips['chosen_short']} of",
+                 f"sorted by length in small batches | {r['torch_to_loop']:.1f} times", f"of transformers | {r['chosen_to_pipeline']:.1f} times", f"{rates['chosen']['records']} abstracts of",
+                 f"{r['cascade_to_loop']:.1f} times; {first['read_of_test']:.0%} are read, {lost['lost']} of {lost['selected']} selected papers lost, {lost['relevant_lost']} of {lost['relevant_selected']} relevant ones",
+                 f"one by one {peak['loop']:.0%}, sorted batches {peak['torch']:.0%}, OpenVINO {peak['chosen']:.0%} | {q['gflop_per_record']:.1f} GFLOP a record", ', '.join(f'{l} {x:.2f}' for l,x in q['test_AP'].items()),
+                 f"int8 was {int8['rate']/int8['torch_rate']:.1f} times as fast", f"it flipped {int8['flipped']} of {int8['decisions']:,} decisions"): assert says in readme, says
