@@ -182,6 +182,7 @@ def test_mistakes_are_one_sentence_before_any_training(project, monkeypatch, cap
     assert not (project/'results').exists()
 
 
+@pytest.mark.long
 def test_registered_names_come_with_the_modules_of_the_settings(project, tmp_path):
     "In a process of its own: the module is imported because the settings name it, then its names are known."
     (project/'my_names.py').write_text('from ipbes_classifier.losses import register_loss\nfrom ipbes_classifier.models import register_model\n'

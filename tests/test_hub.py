@@ -111,6 +111,7 @@ def test_what_is_uploaded_scores_as_here(name, trained, hub, ipbes, tmp_path):
     assert not again.returncode and (tmp_path/'again.csv').read_bytes()==(tmp_path/'scored.csv').read_bytes(), 'from the cache'
 
 
+@pytest.mark.long
 def test_the_command_in_processes_of_its_own(trained, hub, tmp_path):
     "As in a shell: the address of the hub and the token come from the environment."
     env = {k:v for k,v in os.environ.items() if k!='HUGGINGFACE_HUB_CACHE'}|client(hub,tmp_path/'cache')

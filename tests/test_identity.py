@@ -101,7 +101,7 @@ def test_words_for_what_changed(root, tmp_path):
     assert json.loads(state_path(tmp_path,t).read_text())['inputs']==old
 
 
-@pytest.mark.parametrize('setting,n', [('hpo.n_trials=2',0), ('ensemble.scale=logit',2), pytest.param('baseline.n_estimators=20', 3, marks=pytest.mark.long)])
+@pytest.mark.parametrize('setting,n', [('hpo.n_trials=2',0), pytest.param('ensemble.scale=logit', 2, marks=pytest.mark.long), pytest.param('baseline.n_estimators=20', 3, marks=pytest.mark.long)])
 def test_the_grid_executes_what_the_dry_run_names(root, finished, setting, n):
     "The last test here, for it changes what is done: the third setting finds the second one's reports, and no `ensemble.scale`."
     before = planned(root, setting)
