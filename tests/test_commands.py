@@ -97,6 +97,7 @@ def test_metrics_of_a_prediction_file_are_its_row_of_results(project):
     assert read_predictions(file).labels==['IAS','SUA','VA']
 
 
+@pytest.mark.long
 def test_run_skips_what_is_done_and_goes_on_past_a_failure(project):
     args = ['run','-m','tfidf-logreg','-m','tfidf-svm','-f','0','-f','1','--experiment','first','folds.n_folds=2','logging.progress=false']
     assert '7 executed, 0 done before, 0 failed' in ipbes(*args, cwd=project)
