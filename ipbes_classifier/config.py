@@ -449,7 +449,9 @@ def load_config(
     for item in overrides:
         with _errors_in(f'command line: {item[:60]}'): conf = _override(conf, item)
     with _errors_in('configuration'): s = check_settings(_to_settings(conf, root))
-    if use_code: use_modules(s.modules, root)
+    try:
+        if use_code: use_modules(s.modules, root)
+    except ValueError as e: raise ValueError(f'configuration: {e}') from e
     return s
 
 # %% ../nbs/00_config.ipynb #d007ba4c

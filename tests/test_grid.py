@@ -70,6 +70,7 @@ def test_nothing_to_do_starts_no_ray(project, monkeypatch):
     assert again.skipped and said==[f'[1/1] {again.skipped[0]}: done before, unchanged']
 
 
+@pytest.mark.long
 def test_a_failure_is_told_in_a_sentence_and_the_others_go_on(project):
     (project/'data/folds/test1_run-0.csv').write_text('index\n1\n2\n')
     found,said = grid(project, ['tfidf-logreg'], [0,1], with_compare=False)
