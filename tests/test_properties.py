@@ -111,7 +111,7 @@ def test_any_text_is_settings_or_one_error(tmp_path, text):
     if s is not None: round_trip(s, tmp_path/'back.yaml')
 
 
-@settings(max_examples=40)
+@settings(max_examples=80)
 @given(st.lists(st.tuples(keys,values), max_size=4))
 @example([('modules',[2265])])
 def test_any_value_of_a_known_key_is_a_setting_or_one_error(tmp_path, pairs):
@@ -163,7 +163,7 @@ def test_folds_keep_every_rule_or_are_refused(data, n_folds, test_size, dev_size
     for f,g in zip(folds, make_folds(y, clusters, n_folds, test_size, dev_size, seed)): np.testing.assert_array_equal(f.test, g.test)
 
 
-@settings(max_examples=40)
+@settings(max_examples=80)
 @given(st.data())
 def test_damaged_fold_files_are_read_as_they_were_or_refused(tmp_path, data):
     y,clusters = np.eye(2,dtype=int)[np.arange(60)%2], np.arange(60)//2*2
