@@ -13,9 +13,9 @@ from typing import Any
 
 from . import audit
 from .config import find_root, resource_dir
+from .execution import execute_notebook, is_whole, strip_execution
 from .files import atomic_path
 from .lists import check_labels, read_screening
-from .pipeline import _is_whole, strip_execution
 from .report_html import notebook_to_html
 from .screen_figures import read_sample
 from .screen_report import find_models
@@ -28,14 +28,14 @@ def execute_single(
     parameters:Mapping[str,Any], # of its parameters cell
 )->Path:                         # the page
     "Execute a report in the present folder; `ValueError` with the last line of what failed, and the notebook as far as it came in NAME.failed.ipynb."
-    import papermill
+    from papermill.exceptions import PapermillExecutionError
     out = Path(out)
     check_parameters(report, parameters)
     failed = out.with_name(f'{out.stem}.failed.ipynb')
     with atomic_path(out) as tmp:
-        try: papermill.execute_notebook(str(report), str(tmp), parameters=dict(parameters), cwd=os.getcwd(), kernel_name='python3', progress_bar=False, log_output=False, extra_arguments=['--log-level=ERROR'])
-        except papermill.exceptions.PapermillExecutionError as e:
-            if _is_whole(tmp): tmp.rename(failed)
+        try: execute_notebook(report, tmp, parameters, os.getcwd())
+        except PapermillExecutionError as e:
+            if is_whole(tmp): tmp.rename(failed)
             raise ValueError(f"{e.evalue} ({e.ename}; {failed} shows where)") from None
         strip_execution(tmp)
     failed.unlink(missing_ok=True)
