@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass
+from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 from typing import Any, cast
@@ -339,7 +340,7 @@ def _plain(conf:DictConfig)->dict[str,Any]:
     return cast(dict[str,Any], OmegaConf.to_container(conf))
 
 def _merge(base:DictConfig, layer:DictConfig, lines:dict[str,int], where:str)->DictConfig:
-    "Lay `layer` over `base`; errors name `where` and the line."
+    "Lay `layer` over `base`, neither of which is used any more; errors name `where` and the line."
     names = [str(l.name) for l in base.labels]
     renamed,lines = rename_keys(_plain(layer), lines, where, _is_known, names)
     layer = OmegaConf.create(renamed)
@@ -347,7 +348,7 @@ def _merge(base:DictConfig, layer:DictConfig, lines:dict[str,int], where:str)->D
     def place(key): return f"{where}, line {lines[key]}" if key in lines else where
     for key in lines:
         if not _is_known(key) and key not in SECTIONS: raise _unknown_key(key, place(key))
-    try: return cast(DictConfig, OmegaConf.merge(_outrank(base,layer), layer))
+    try: return cast(DictConfig, OmegaConf.unsafe_merge(_outrank(base,layer), layer))
     except OmegaConfBaseException as e:
         key = str(e.full_key or '')
         raise ValueError(f"{place(key)}: `{key}`: {str(e).splitlines()[0]}") from e
@@ -423,6 +424,12 @@ def _check_sections(layer:DictConfig, where:str)->None:
         if not isinstance(value := _plain(layer)[f.name], dict):
             raise ValueError(f"{where}: `{f.name}` is {str(value)[:40]!r}; should be a section of `key: value` lines, or left out")
 
+# %% ../nbs/00_config.ipynb #5d2a90c1
+@lru_cache(1)
+def _defaults()->DictConfig:
+    "What holds where no file says anything; half of the time of loading goes into making it."
+    return OmegaConf.structured(Settings)
+
 # %% ../nbs/00_config.ipynb #9cdd86c2
 def load_config(
     config:str|os.PathLike|None=None, # a further file, laid over the project's
@@ -438,7 +445,7 @@ def load_config(
     """
     root = Path(root).resolve() if root else find_root() or Path.cwd()
     configs = root/'configs' if (root/'configs').is_dir() else resource_dir('configs')
-    conf = OmegaConf.structured(Settings)
+    conf = _defaults().copy()
     names = ['config.yaml','hpo.yaml','train.yaml','ensemble.yaml']
     for p in [configs/n for n in names if (configs/n).exists()]:
         with _errors_in(str(p)): conf = _merge(conf, *_read_yaml(p), str(p))

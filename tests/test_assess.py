@@ -277,7 +277,7 @@ def test_a_spent_budget_is_gone_on_with_and_nothing_is_paid_twice(left, server, 
 class Stop(BaseException): "What an impatient person does."
 
 
-@pytest.mark.parametrize('where', ['draw_corpus','preprocess_project',*(pytest.param(x,marks=pytest.mark.long) for x in ('fetch_group','split_project','train','write_json'))])
+@pytest.mark.parametrize('where', ['draw_corpus',*(pytest.param(x,marks=pytest.mark.long) for x in ('preprocess_project','fetch_group','split_project','train','write_json'))])
 def test_a_kill_in_a_step_changes_nothing(where, server, tmp_path, monkeypatch):
     "A step is cut off right before and right after its work; what follows gives the files of a call that nothing cut off."
     import ipbes_classifier.train

@@ -41,6 +41,7 @@ def differing(a, b):
     return sorted(p for p in a.keys()|b.keys() if a.get(p)!=b.get(p))
 
 
+@pytest.mark.long
 def test_baselines_in_another_folder_and_order(tmp_path, monkeypatch):
     a = run(tmp_path/'a', monkeypatch, BASELINES, [0,1], 400)
     b = run(tmp_path/'elsewhere'/'b', monkeypatch, BASELINES[::-1], [1,0], 400)

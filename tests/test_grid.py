@@ -52,6 +52,7 @@ def files(root, *folders):
     return {str(p.relative_to(root)):p.read_bytes() for f in folders for p in sorted((root/f).rglob('*')) if p.is_file() and not p.name.endswith(skip)}
 
 
+@pytest.mark.long  # test_grid_faults compares what Ray leaves with what it leaves here, after a kill
 def test_ray_and_here_leave_the_same_bytes(project, tmp_path):
     import shutil
     other = Path(shutil.copytree(project, tmp_path/'other'))
@@ -130,7 +131,7 @@ def test_a_killed_worker_is_replaced(project):
     assert sorted(read_results(project_path(settings(project),'results/metrics/results.csv')).fold)==[0,1]
 
 
-@pytest.mark.parametrize('engine', ['here','ray'])
+@pytest.mark.parametrize('engine', ['here',pytest.param('ray', marks=pytest.mark.long)])
 def test_ctrl_c_ends_kernels_and_keeps_what_is_done(project, engine):
     p = start(project, engine)
     kernels = until(p,'ipykernel_launcher')

@@ -87,6 +87,7 @@ def test_another_seed_tries_something_else(small, found):
     assert not told(other).iloc[1:].equals(told(found).iloc[1:])
 
 
+@pytest.mark.long
 def test_a_failing_trial_costs_one_trial(small):
     "Without titles, no word stands in all texts: a vocabulary of words that do is empty."
     s = replace(small, input=replace(small.input,with_title=False), hpo=replace(small.hpo, n_trials=3, space=dict(baseline=dict(min_df='choice(2, 1000)'))))

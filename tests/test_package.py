@@ -9,6 +9,7 @@ import subprocess
 import sys
 import zipfile
 from configparser import ConfigParser
+from functools import lru_cache
 from importlib.metadata import packages_distributions
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,6 +22,12 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parents[1]
 MODULES = sorted(p for p in (ROOT/'ipbes_classifier').glob('*.py') if not p.name.startswith('_'))
 HEAVY = 'torch transformers ray datasketch iterstrat matplotlib seaborn papermill nbconvert'.split()
+
+
+@lru_cache(1)
+def distributions():
+    "Distributions by the top-level module that they bring."
+    return packages_distributions()
 
 
 def names(requirements):
@@ -85,7 +92,7 @@ def test_what_is_imported_is_declared(path, stated):
     "A package that happens to be installed here would be missing elsewhere."
     users = {k:v for k,v in stated['extras_require'].items() if k not in ('dev','all')}
     declared = names(stated['install_requires']).union(*(names(o) for o in users.values()))
-    of = packages_distributions()
+    of = distributions()
     found = {o for o in imports(path) if o not in sys.stdlib_module_names and o!='ipbes_classifier'}
     undeclared = sorted(o for o in found if not {canonicalize_name(d) for d in of.get(o,[o])}&declared)
     assert not undeclared, f"{path.name} imports what no requirement in settings.ini brings"
@@ -98,7 +105,7 @@ INDIRECT = dict(pyarrow='pandas', ipykernel='papermill', tensorboard='transforme
 
 def test_what_is_declared_is_imported(stated):
     "A requirement that nothing uses is a burden on everybody who installs."
-    of = packages_distributions()
+    of = distributions()
     used = {canonicalize_name(d) for p in MODULES for o in imports(p) for d in of.get(o,[o])}
     declared = names(stated['install_requires'])|names(stated['extras_require']['all'])
     assert not sorted(declared-used-INDIRECT.keys()), "requirements that no module imports"
@@ -107,7 +114,7 @@ def test_what_is_declared_is_imported(stated):
 def test_a_missing_package_is_named_with_its_extra(stated):
     "The command's table of extras fits what is declared."
     from ipbes_classifier.cli import EXTRAS
-    of,base,wrong = packages_distributions(),names(stated['install_requires']),[]
+    of,base,wrong = distributions(),names(stated['install_requires']),[]
     for p in MODULES:
         for o in sorted({o for o in imports(p) if o not in sys.stdlib_module_names and o!='ipbes_classifier'}):
             dists = {canonicalize_name(d) for d in of.get(o,[o])}

@@ -87,6 +87,7 @@ def test_poor_trials_are_stopped_and_failing_ones_are_results(undisturbed):
     assert {v for *_,v in undisturbed if isinstance(v,str)}=={'ValueError: x is too small'}
 
 
+@pytest.mark.long
 def test_a_killed_process_costs_its_trial_nothing(toys, undisturbed, tmp_path):
     lines,marks = [],tmp_path/'marks'
     marks.mkdir()
