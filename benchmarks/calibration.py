@@ -7,26 +7,21 @@ them by dev is worth while, and what a correction for another prevalence does. V
 A choice, that of the package among them, or another way is called better than the sigmoid of the package if the difference in log loss is below 0 with both intervals: over test folds, and over clusters.
 Figures go to `benchmarks/results/calibration.json`: no title, no abstract.
 """
-import argparse
 import sys
-import time
 import warnings
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 from scipy.optimize import brentq, minimize_scalar
 from scipy.special import expit, logit
 from sklearn.isotonic import IsotonicRegression
 
-from ipbes_classifier.files import file_hash, write_json
 from ipbes_classifier.metrics import calibration_error, prevalence_weights
 from ipbes_classifier.prior_shift import estimate_prior, shift_prior
 from ipbes_classifier.thresholds import Steps, fit_label, fit_sigmoid
 
-from small_cut import machine, real_data, results_file
-from unseen import FILES, K, SEED, Unseen, cluster_draws, compared, dealt, folds_interval, rounded, unseen
+from unseen import K, SEED, Unseen, benchmark, cluster_draws, compared, dealt, folds_interval
 
 Fitted = Callable[[np.ndarray],np.ndarray]
 EDGES = (0,.001,.003,.01,.03,.1,.3,1.)  # of bins of probabilities
@@ -204,32 +199,22 @@ def shifted(u: Unseen, model: str) -> list[dict]:
     return rows
 
 
-def main() -> None:
-    a = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    a.add_argument('--data', type=Path, help='folder of corpus.parquet, gold_titles.parquet and deployment_sample.parquet; default: IPBES_REAL_DATA')
-    a.add_argument('--work', type=Path, help='keeps the scores; default: results/unseen, or results/unseen_quick')
-    a.add_argument('--quick', action='store_true', help='a small cut: shows that it works, not how good anything is')
-    a.add_argument('--results', type=Path, help='default: calibration.json in benchmarks/results, or in results/benchmarks for --quick')
-    o = a.parse_args()
-    try: import venn_abers  # noqa: F401
-    except ImportError: sys.exit('Venn-Abers predictors are compared too: pip install -c constraints.txt venn-abers')
-    data = real_data(o.data)
-    u = unseen(data, o.work or Path('results/unseen_quick' if o.quick else 'results/unseen'), o.quick)
-    weights,t0 = cluster_draws(u),time.process_time()
-    rows,chosen,reliability = [],{},[]
+def figures(u: Unseen, quick: bool) -> dict:
+    "All figures of this benchmark."
+    weights,rows,chosen,reliability = cluster_draws(u),[],{},[]
     for m in u.scores[0]:
         p,chosen[m] = probabilities(u,m)
         for setting,by in p.items():
             for l,label in enumerate(u.labels): rows += [dict(model=m,dev=setting,label=label)|r for r in measures(u,by,l,weights)]
         reliability += [dict(model=m, label=l, way=w, bins=bins(u.y[:,i],v[0,:,i])) for i,l in enumerate(u.labels) for w,v in p['four folds'].items() if w in WAYS]
-    pos = u.y.sum(0).tolist()
-    results = results_file('calibration', o.quick, o.results)
-    write_json(results, rounded(dict(
-        command='python benchmarks/calibration.py'+(' --quick' if o.quick else ''), quick=o.quick, data_sha256={f:file_hash(data/f'{f}.parquet') for f in FILES},
-        n=len(u.y), titles=u.titles, positives=dict(zip(u.labels,pos)), other_papers=len(next(iter(u.more.values()))[0]), repeats=len(u.folds), folds=K, edges=EDGES, enough=ENOUGH,
-        rows=rows, chosen=chosen, needed=needed(u,'tfidf-titles'), reliability=reliability, shifted=shifted(u,'tfidf-titles'),
-        cpu_seconds_after_scores=time.process_time()-t0, **machine('venn-abers')), 6))
-    print(results)
+    return dict(titles=u.titles, other_papers=len(next(iter(u.more.values()))[0]), edges=EDGES, enough=ENOUGH, rows=rows, chosen=chosen,
+                needed=needed(u,'tfidf-titles'), reliability=reliability, shifted=shifted(u,'tfidf-titles'))
+
+
+def main() -> None:
+    try: import venn_abers  # noqa: F401
+    except ImportError: sys.exit('Venn-Abers predictors are compared too: pip install -c constraints.txt venn-abers')
+    benchmark(__doc__, 'calibration', figures, 'venn-abers')
 
 
 if __name__=='__main__': main()

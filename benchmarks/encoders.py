@@ -225,7 +225,8 @@ def main() -> None:
     o = a.parse_args()
     from ipbes_classifier.files import write_json
     from ipbes_classifier.provenance import versions
-    out = o.results or Path('results/benchmarks' if o.quick else 'benchmarks/results')/'encoders.json'
+    from small_cut import machine, results_file
+    out = results_file('encoders', o.quick, o.results)
     command = 'python benchmarks/encoders.py'+' --quick'*o.quick+(f' --length {o.length}' if o.length!=64 else '')
     made = dict(command=command, quick=o.quick, weights='random', device='cpu', length=o.length, estimate_length=512, presets_gb=PRESETS, versions=versions())
     before = json.loads(out.read_text()) if out.exists() else {}
@@ -234,7 +235,7 @@ def main() -> None:
     for m in SHAPES:
         if o.model and m.split('/')[-1] not in o.model or m in [r['model'] for r in rows]: continue
         rows.append(r := child(m, o.quick, o.length))
-        write_json(out, made|dict(rows=sorted(rows, key=lambda r: list(SHAPES).index(r['model']))))
+        write_json(out, machine()|made|dict(rows=sorted(rows, key=lambda r: list(SHAPES).index(r['model']))))
         print(f"{m}: {r['parameters']/1e6:.1f} M parameters, {r['steps']} steps, peak {r['peak_mb']:.0f} MB; estimated {r['estimate_gb']} GB", flush=True)
     print(out)
 

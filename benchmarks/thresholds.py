@@ -6,10 +6,7 @@ four in turn), and with the four folds that are not test, scored by models that 
 A rule is called better than the threshold of the highest F1 on dev if the difference of the mean F1 of rare labels, those on less than 1 % of the records, is above 0 with
 both intervals: over test folds, and over clusters. Figures go to `benchmarks/results/thresholds.json`: no title, no abstract.
 """
-import argparse
-import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import numpy as np
 from scipy.sparse import csc_matrix
@@ -17,11 +14,9 @@ from scipy.special import expit, logit
 from scipy.stats import beta
 
 from ipbes_classifier.compare import draw_weights
-from ipbes_classifier.files import file_hash, write_json
 from ipbes_classifier.thresholds import cuts, f1_threshold, recall_threshold
 
-from small_cut import machine, real_data, results_file
-from unseen import FILES, K, SEED, Unseen, cluster_draws, compared, dealt, draws_interval, folds_interval, rounded, unseen
+from unseen import K, SEED, Unseen, benchmark, cluster_draws, compared, dealt, draws_interval, folds_interval
 
 RARE = .01             # a label on fewer of the records
 TARGETS = (.8,.9,.95)  # of recall
@@ -168,25 +163,15 @@ def recall_rows(u: Unseen, model: str, weights: np.ndarray) -> list[dict]:
     return rows
 
 
-def main() -> None:
-    a = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    a.add_argument('--data', type=Path, help='folder of corpus.parquet, gold_titles.parquet and deployment_sample.parquet; default: IPBES_REAL_DATA')
-    a.add_argument('--work', type=Path, help='keeps the scores; default: results/unseen, or results/unseen_quick')
-    a.add_argument('--quick', action='store_true', help='a small cut: shows that it works, not how good anything is')
-    a.add_argument('--results', type=Path, help='default: thresholds.json in benchmarks/results, or in results/benchmarks for --quick')
-    o = a.parse_args()
-    data = real_data(o.data)
-    u = unseen(data, o.work or Path('results/unseen_quick' if o.quick else 'results/unseen'), o.quick)
-    weights,t0 = cluster_draws(u),time.process_time()
-    rare = [l for l,p in enumerate(u.y.mean(0)) if p<(.06 if o.quick else RARE)]
+def figures(u: Unseen, quick: bool) -> dict:
+    "All figures of this benchmark."
+    weights = cluster_draws(u)
+    rare = [l for l,p in enumerate(u.y.mean(0)) if p<(.06 if quick else RARE)]
     f1 = [r for m in u.scores[0] for r in f1_rows(u,m,weights,rare)]
-    recall = recall_rows(u,'tfidf-titles',np.ascontiguousarray(weights[:,:201]))
-    results = results_file('thresholds', o.quick, o.results)
-    write_json(results, rounded(dict(
-        command='python benchmarks/thresholds.py'+(' --quick' if o.quick else ''), quick=o.quick, data_sha256={f:file_hash(data/f'{f}.parquet') for f in FILES}, n=len(u.y),
-        positives=dict(zip(u.labels,u.y.sum(0).tolist())), rare=[u.labels[l] for l in rare], repeats=len(u.folds), folds=K, sure=SURE,
-        f1=f1, recall=recall, cpu_seconds_after_scores=time.process_time()-t0, **machine()), 6))
-    print(results)
+    return dict(rare=[u.labels[l] for l in rare], sure=SURE, f1=f1, recall=recall_rows(u,'tfidf-titles',np.ascontiguousarray(weights[:,:201])))
+
+
+def main() -> None: benchmark(__doc__, 'thresholds', figures)
 
 
 if __name__=='__main__': main()

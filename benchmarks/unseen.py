@@ -4,7 +4,9 @@ A repeat deals the records of `corpus.parquet` into five folds, near-duplicates 
 fold one is fitted without it alone and scores it. So `scores[j]` of a repeat holds, for every record, the score of a model that knows neither fold `j` nor the record's
 own: whatever is fitted on the other four folds of it can be tried on fold `j`. Each fitted model stays done in a working folder.
 """
+import argparse
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +21,7 @@ from ipbes_classifier.compare import draw_weights
 from ipbes_classifier.files import atomic_path, file_hash, read_json, write_json
 from ipbes_classifier.folds import make_folds
 
-from small_cut import small_cut
+from small_cut import machine, real_data, results_file, small_cut
 from tried import Counts, linear, tfidf, title
 
 K,REPEATS,SEED = 5,2,42
@@ -143,3 +145,22 @@ def rounded(x, digits: int = 5):
     if isinstance(x,dict): return {k:rounded(v,digits) for k,v in x.items()}
     if isinstance(x,(list,tuple)): return [rounded(v,digits) for v in x]
     return round(float(x),digits) if isinstance(x,(float,np.floating)) else x
+
+
+def benchmark(doc: str, name: str, figures: Callable[[Unseen,bool],dict], *packages: str) -> None:
+    "A command that writes the figures of these scores; `figures` gets the scores, and whether they are of a small cut."
+    a = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    a.add_argument('--data', type=Path, help='folder of corpus.parquet, gold_titles.parquet and deployment_sample.parquet; default: IPBES_REAL_DATA')
+    a.add_argument('--work', type=Path, help='keeps the scores; default: results/unseen, or results/unseen_quick')
+    a.add_argument('--quick', action='store_true', help='a small cut: shows that it works, not how good anything is')
+    a.add_argument('--results', type=Path, help=f'default: {name}.json in benchmarks/results, or in results/benchmarks for --quick')
+    o = a.parse_args()
+    data = real_data(o.data)
+    u = unseen(data, o.work or Path('results/unseen_quick' if o.quick else 'results/unseen'), o.quick)
+    t0 = time.process_time()
+    found = figures(u, o.quick)
+    results = results_file(name, o.quick, o.results)
+    write_json(results, rounded(dict(
+        command=f"python benchmarks/{name}.py"+(' --quick' if o.quick else ''), quick=o.quick, data_sha256={f:file_hash(data/f'{f}.parquet') for f in FILES}, n=len(u.y),
+        positives=dict(zip(u.labels,u.y.sum(0).tolist())), repeats=len(u.folds), folds=K, **found, cpu_seconds_after_scores=time.process_time()-t0, **machine(*packages)), 6))
+    print(results)

@@ -118,19 +118,6 @@ def test_permuted_test_labels_change_no_decision(small):
     assert after.measures['AP_macro']!=before.measures['AP_macro']
 
 
-def test_shuffled_labels_score_at_chance(small):
-    "A model that learns from shuffled labels knows nothing about the true ones."
-    from ipbes_classifier.models import make_model
-    t = train('tfidf-logreg', settings=small)
-    labels = label_names(small)
-    wrong = t.train.copy()
-    wrong[labels] = np.random.default_rng(42).permutation(wrong[labels].to_numpy())
-    from sklearn.metrics import roc_auc_score
-    scores = make_model('tfidf-logreg', small).fit(wrong).scores(t.test.records)
-    assert abs(np.mean([roc_auc_score(t.test.y[:,j],scores[:,j]) for j in range(len(labels))])-.5)<.2
-    assert t.measures['roc_auc_macro']>.8
-
-
 def test_folds_of_another_data_set_are_refused(small):
     path = project_path(small,small.paths.dataset)
     path.write_text(path.read_text()+path.read_text().splitlines()[-1].replace('syn-','other-')+'\n')
