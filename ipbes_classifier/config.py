@@ -348,6 +348,9 @@ def _merge(base:DictConfig, layer:DictConfig, lines:dict[str,int], where:str)->D
     def place(key): return f"{where}, line {lines[key]}" if key in lines else where
     for key in lines:
         if not _is_known(key) and key not in SECTIONS: raise _unknown_key(key, place(key))
+    for model,own in (renamed.get('models') or {}).items():
+        for key in own if isinstance(own,dict) else ():
+            if not _is_known(f'training.{key}'): raise _unknown_key(f'models.{model}.{key}', place(f'models.{model}.{key}'))
     try: return cast(DictConfig, OmegaConf.unsafe_merge(_outrank(base,layer), layer))
     except OmegaConfBaseException as e:
         key = str(e.full_key or '')

@@ -51,7 +51,7 @@ def test_what_a_person_says_outranks_a_preset(project):
 
 
 @pytest.mark.parametrize('old,new,says', [
-    ('gradient_accumulation_steps: 7','gradient_acumulation_steps: 7',r'configuration: unknown key `models\.bert-base-uncased\.gradient_acumulation_steps`; nearest known: `models\.bert-base-uncased\.gradient_accumulation_steps`'),
+    ('gradient_accumulation_steps: 7','gradient_acumulation_steps: 7',r'encoders\.yaml \[gpu24\], line \d+: unknown key `models\.bert-base-uncased\.gradient_acumulation_steps`; nearest known: `models\.bert-base-uncased\.gradient_accumulation_steps`'),
     ('per_device_train_batch_size: 20','per_device_train_batch_size: many','`models.bert-base-uncased.per_device_train_batch_size`'),
     ('per_device_train_batch_size: 20','per_device_train_batch_size: 0','`models.bert-base-uncased.per_device_train_batch_size` is 0'),
     ('precision: bf16','precision: bf15','`models.bert-base-uncased.precision` is .bf15.; one of auto, float32, bf16, fp16'),
