@@ -212,7 +212,7 @@ def child(model: str, quick: bool, length: int) -> dict:
         code = f'import json, sys; from pathlib import Path; import encoders; print(json.dumps(encoders.measure({model!r},Path({work!r}),{length}{",num_hidden_layers=2" if quick else ""})))'
         env = os.environ|dict(HF_HUB_OFFLINE='1', TOKENIZERS_PARALLELISM='false', TQDM_DISABLE='1', IPBES_ENV='', PYTHONPATH=os.pathsep.join(filter(None,[str(Path(__file__).parent),os.environ.get('PYTHONPATH')])))
         p = subprocess.run([sys.executable,'-W','ignore','-c',code], capture_output=True, text=True, env=env)
-    if p.returncode: raise SystemExit(f'{model}: {p.stderr.strip().splitlines()[-1]}')
+    if p.returncode: raise SystemExit(f'{model}: '+(p.stderr.strip() or f'its process ended with {p.returncode}: killed, perhaps for memory').splitlines()[-1])
     return json.loads(p.stdout.strip().splitlines()[-1])
 
 

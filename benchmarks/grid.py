@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 
 from ipbes_classifier.config import Settings
+from ipbes_classifier.execution import execute_notebook
 from ipbes_classifier.files import write_json
 from ipbes_classifier.project import sample_project
 from ipbes_classifier.report_html import notebook_to_html
@@ -76,10 +77,8 @@ def part(source:str)->str:
 def one_report(s:Settings)->dict[str,float]:
     "Seconds of the parts of one report, executed in this process as an engine executes it."
     import nbformat
-    import papermill
     out,t0 = Path(s.root)/'report.ipynb',time.perf_counter()
-    papermill.execute_notebook(str(report_path(s,'train')), str(out), parameters=dict(root='',overrides=SETTINGS), cwd=s.root, kernel_name='python3',
-                               progress_bar=False, log_output=False, extra_arguments=['--log-level=ERROR'])
+    execute_notebook(report_path(s,'train'), out, dict(root='',overrides=SETTINGS), s.root)
     took = time.perf_counter()-t0
     parts:dict[str,float] = {}
     for c in nbformat.read(out,4).cells:

@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
-from ipbes_classifier.compare import (MEASURES, PREVALENCES, Comparison, _ap, _counts, _difference, _Draws, _draws, _holm, _interval, _mean, _ratio, _wss, plain_rows)
+from ipbes_classifier.compare import (MEASURES, PREVALENCES, Comparison, _ap, _counts, _difference, _Draws, _draws, _holm, _mean, _ratio, _wss, plain_rows)
 from ipbes_classifier.config import Settings
-from ipbes_classifier.metrics import Predictions, reading_order
+from ipbes_classifier.metrics import Predictions, percentile_interval, reading_order
 from ipbes_classifier.thresholds import apply_thresholds, calibrate, fit_thresholds
 from ipbes_classifier.train import decide
 
@@ -32,9 +32,9 @@ def tested(s: Settings, ids: Sequence[str], y: np.ndarray, scores: np.ndarray, d
 
 def restrict(c: Comparison, keep: Callable[[pd.Series],pd.Series]) -> Comparison:
     "The same comparison of the records whose id `keep` says yes to; a fold without any is left out."
-    def part(p: Tested) -> Tested:
+    def part(p: Predictions) -> Predictions:
         rows = keep(p.frame['id']).to_numpy(dtype=bool)
-        return replace(p, frame=p.frame[rows].reset_index(drop=True), **{k:getattr(p,k)[rows] for k in ('y','preds','scores','probs','wide')})
+        return replace(p, frame=p.frame[rows].reset_index(drop=True), **{k:v[rows] for k in ('y','preds','scores','probs','wide') if (v := getattr(p,k,None)) is not None})
     models = {m:{k:q for k,p in by.items() if len((q:=part(p)).y)} for m,by in c.models.items()}
     return replace(c, models=models, parts=sorted(next(iter(models.values()))))
 
@@ -54,7 +54,7 @@ def label_draws(y: np.ndarray, s: np.ndarray, pred: np.ndarray, wide: np.ndarray
     tp = wy.cumsum(1, dtype=np.int32)
     fp = ordered.cumsum(1, dtype=np.int32)-tp
     pos,neg = tp[:,-1],fp[:,-1]
-    n,read = pos+neg,{r:r-_wss(tp,fp,wy,r) for r in (.95,.99)}
+    n,read = pos+neg,{r:r-_wss(tp,fp,r) for r in (.95,.99)}
     tnr = 1-_ratio(read[.95]*n-np.ceil(.95*pos-1e-9), neg)
     off = np.zeros((len(y),BINS))
     off[np.arange(len(y)),np.minimum((p*BINS).astype(int),BINS-1)] = p-y
@@ -84,7 +84,7 @@ def figures(c: Comparison, first: str, clusters: Mapping[str,int], n_boot: int, 
     found = {m:model_draws(by,draws) for m,by in c.models.items()}
     for name,d in found.items():
         for j,l in enumerate([*c.labels,'macro']):
-            row = {k:v for i,m in enumerate(ALL) for k,v in zip((m,f'{m}_low',f'{m}_high'), (float(d[i,j,0]),*_interval(d[i,j,1:],level)))}
+            row = {k:v for i,m in enumerate(ALL) for k,v in zip((m,f'{m}_low',f'{m}_high'), (float(d[i,j,0]),*percentile_interval(d[i,j,1:],level,d[i,j,0])))}
             rows.append(dict(model=name,label=l)|counts[j]|{k:None if np.isnan(v) else v for k,v in row.items()})
     pairs = pd.DataFrame([dict(a=first,b=m)|_difference((found[first]-d)[:len(MEASURES)],c.labels,'AP',l,level) for m,d in found.items() if m!=first for l in (*c.labels,'macro')])
     return dict(table=rows, differences=plain_rows(pairs.assign(p_holm=pairs.groupby('label')['p'].transform(_holm))))

@@ -11,7 +11,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ipbes_classifier import compare, encoders, ensemble, final, folds, models, titles, train
+from ipbes_classifier import compare, encoders, ensemble, final, folds, metrics, models, records, thresholds, titles, train
 from ipbes_classifier.compare import SOURCE_ONLY, Comparison, check_comparison, source_predictions
 from ipbes_classifier.config import Settings, label_names, load_config, model_training, resource_dir
 from ipbes_classifier.ensemble import fit_combination
@@ -164,7 +164,7 @@ def doubts(b: Bench, p: Tested, out: Path, most: int = 200) -> tuple[np.ndarray,
     none,report,rows = p.y.sum(1)==0,{},[]
     for j,l in enumerate(p.labels):
         negative = np.flatnonzero(p.y[:,j]==0)
-        best = negative[np.argsort(-p.probs[negative,j],kind='stable')]
+        best = negative[np.lexsort((-p.scores[negative,j],-p.probs[negative,j]))]
         report[l] = overlap(flags[negative,j],of_label[negative,j])|{f'suspects_among_top_{k}':float(of_label[best[:k],j].mean()) for k in (50,200) if len(best)>=k}
         top = records.iloc[best[:most]]
         rows.append(pd.DataFrame(dict(label=l, rank=range(1,len(top)+1), probability=p.probs[best[:most],j].round(6), flagged=flags[best[:most],j].astype(int), suspect=suspect[best[:most]],
@@ -173,6 +173,12 @@ def doubts(b: Bench, p: Tested, out: Path, most: int = 200) -> tuple[np.ndarray,
     with atomic_path(out) as tmp: without_formulas(pd.concat(rows, ignore_index=True)).to_csv(tmp, index=False, lineterminator='\n')
     anything = flags.any(1)&none
     return anything,dict(labels=report, any=overlap(anything[none],(suspect!='')[none]))
+
+
+def in_parts(c: Comparison, ids: list[set]) -> Comparison:
+    "A comparison on one test set as one on several parts of it, by ids: average precision of few positives depends on how many there are, so that it compares with a mean over such parts alone."
+    parts = [restrict(c, lambda i, part=part: i.isin(part)) for part in ids]
+    return replace(c, parts=[(0,k) for k in range(len(ids))], models={m:{(0,k):next(iter(p.models[m].values())) for k,p in enumerate(parts)} for m in c.models})
 
 
 def slices(b: Bench, c: Comparison, drop: np.ndarray, tested_ids: np.ndarray) -> dict[str,tuple[str,Comparison]]:
@@ -186,7 +192,7 @@ def slices(b: Bench, c: Comparison, drop: np.ndarray, tested_ids: np.ndarray) ->
                 one_export=('records of one export of a database, positives and negatives', restrict(c, lambda i: i.isin(export))),
                 without_flagged=('without negatives that cleanlab flags by scores of this benchmark: the other reading, and optimistic, as a score chose what is left out', restrict(c, lambda i: ~i.isin(set(tested_ids[drop])))),
                 time_records=(f'the records that the time split tests ({b.year} and later), by the folds of all years', restrict(c, lambda i: i.isin(late))),
-                time=(f'learnt from before {b.year}, tested on {b.year} and later', b.comparison(dict(time=b.time_fold))))
+                time=(f'learnt from before {b.year}, tested on {b.year} and later; measured in the same five parts as the row above, and averaged', in_parts(b.comparison(dict(time=b.time_fold)),[set(b.ids[f.test]) for f in b.folds])))
 
 
 def split_counts(b: Bench) -> dict:
@@ -211,7 +217,7 @@ def open_bench(data: Path, work: Path, names: list[str], year: int, overrides: l
     "Records as they are scored, and the folder of steps for just these records, settings and versions."
     s = load_config(root=Path(__file__).parents[1], overrides=overrides, env='')
     d = read_final_data(data, s)
-    code = [file_hash(m.__file__) for m in (compare,encoders,ensemble,final,folds,models,titles,train)]
+    code = [file_hash(Path(__file__)),*(file_hash(m.__file__) for m in (compare,encoders,ensemble,final,folds,metrics,models,records,thresholds,titles,train))]
     what = dict(data=[file_hash(p) for p in d.files], year=year, models=names, settings=[asdict(x) for x in (s.folds,s.input,s.baseline,s.ensemble,s.thresholds)], training=s.models, seed=s.seed, versions=versions(), code=code)
     return Bench(s, d, Steps(work/obj_hash(what)[:12]), names, year)
 

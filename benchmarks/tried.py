@@ -2,32 +2,36 @@
 
 Five folds of `corpus.parquet`, near-duplicates together. Candidates are compared on dev: fitted on three folds, scored on a fourth. The fifth is scored
 once, by finalists fitted on the other four. Titles of `gold_titles.parquet` that belong to no record are in every training set of the candidates that use them.
-Figures go to `benchmarks/results/tried.json`: means over the folds, no title, no abstract. Each finished step stays done in `--work`.
+Figures go to `benchmarks/results/tried.json`: means over the folds, no title, no abstract. Each finished step stays done in `--work`; vectors of the packaged encoder take half an hour of two processors.
 """
 import argparse
 import time
 from collections.abc import Callable
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
-from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.feature_extraction.text import CountVectorizer, HashingVectorizer
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import average_precision_score
 from sklearn.preprocessing import normalize
 from sklearn.svm import LinearSVC
 
+from ipbes_classifier.compare import Comparison, check_comparison, differences_to_others, fold_measures
 from ipbes_classifier.config import label_names, load_config
-from ipbes_classifier.files import file_hash, read_json, write_json
+from ipbes_classifier.files import atomic_path, file_hash, obj_hash, write_json
 from ipbes_classifier.final import final_parts, read_final_data
+from ipbes_classifier.metrics import Predictions
 
+from embedded import embeddings
+from measures import restrict
 from small_cut import machine, real_data, results_file
 
 
 class Counts:
     "Counts of words and word pairs of records and, below them, of titles without abstract and of further papers; labels and folds."
+    work = Path('results/tried') # keeps vectors
     def __init__(self, folder: Path, more: pd.DataFrame | None = None):
         s = load_config(env='')
         self.labels, d = label_names(s), read_final_data(folder, s)
@@ -37,12 +41,26 @@ class Counts:
         for k,rows in enumerate(final_parts(d, s)): self.fold[rows] = k
         self.extra = np.arange(self.n, self.n+len(d.titles))
         self.more = np.arange(self.n+len(d.titles), len(both))
-        self.suspect = pd.read_parquet(folder/'corpus.parquet', columns=['suspect'])['suspect'].to_numpy()!=''
+        self.suspect = (d.records['suspect'].fillna('')!='').to_numpy() if 'suspect' in d.records else np.zeros(self.n,bool)
         words = CountVectorizer(ngram_range=(1,2), strip_accents='unicode', dtype=np.float32)
         whole = words.fit_transform(both['title']+' '+both['abstract'])
         kept = np.flatnonzero(np.bincount(whole.indices, minlength=whole.shape[1])>=2)
         self.whole, self.title, self.abstract = whole[:,kept], words.transform(both['title'])[:,kept], words.transform(both['abstract'])[:,kept]
         self.terms = words.get_feature_names_out()[kept]
+        self.text = both[['title','abstract']]
+
+    @cached_property
+    def characters(self) -> sp.csr_matrix:
+        "Counts of three to five characters within words, of records."
+        return HashingVectorizer(analyzer='char_wb', ngram_range=(3,5), n_features=2**20, alternate_sign=False, norm=None, dtype=np.float32).transform((self.text['title']+' '+self.text['abstract'])[:self.n])
+
+    @cached_property
+    def title_vectors(self) -> np.ndarray: return embeddings(self.text['title'].tolist(), 64, self.work/'vectors')
+
+    @cached_property
+    def vectors(self) -> np.ndarray:
+        "Of title and abstract as one text, its first 128 tokens."
+        return embeddings((self.text['title']+'. '+self.text['abstract'])[:self.n].tolist(), 128, self.work/'vectors')
 
 
 def tfidf(learn: sp.csr_matrix, *apply: sp.csr_matrix) -> list:
@@ -95,25 +113,109 @@ def both(c: Counts, train, test, weight=.3) -> np.ndarray:
     return whole(c,train,test)+weight*title(c,train,test,of=('title','abstract'))
 
 
+def characters(c: Counts, train, test, C=10.) -> np.ndarray:
+    "A classifier of three to five characters in place of words."
+    a,b = tfidf(c.characters[train], c.characters[test])
+    return np.column_stack([linear(a,y,C).decision_function(b) for y in c.y[train].T])
+
+
+def ratios(c: Counts, train, test, C=10.) -> np.ndarray:
+    "Words weighted by the log ratio of their counts in positives and negatives: Wang and Manning (2012), Baselines and bigrams, ACL."
+    (a,b),out = tfidf(c.whole[train], c.whole[test]),[]
+    for y in c.y[train].T:
+        has,lacks = (1+np.asarray((a[y==v]>0).sum(0)).ravel() for v in (1,0))
+        r = sp.diags(np.log((has/has.sum())/(lacks/lacks.sum())).astype(np.float32))
+        out.append(linear(normalize(a@r).tocsr(),y,C).decision_function(normalize(b@r).tocsr()))
+    return np.column_stack(out)
+
+
+def which(c: Counts, train, test, C=1.) -> np.ndarray:
+    "Which assessment cites a paper that one of them cites: a classifier of titles of positives, asked of title and abstract."
+    rows = np.r_[train[c.y[train].any(1)],c.extra]
+    a,*b = tfidf(c.title[rows], c.title[test], c.abstract[test])
+    return np.column_stack([sum(m.decision_function(x) for x in b) for m in (linear(a,y,C) for y in c.y[rows].T)])
+
+
+def together(c: Counts, train, test, share=.1) -> np.ndarray:
+    "`tfidf-titles`, to whose rare labels the log-odds of a classifier of all rare labels as one are added."
+    rare = c.y[:c.n].mean(0)<.01
+    any_rare = Counts.__new__(Counts)
+    any_rare.__dict__ |= c.__dict__|dict(y=c.y[:,rare].any(1)[:,None].astype(int))
+    return both(c,train,test)+share*rare*both(any_rare,train,test)
+
+
+def vectors(c: Counts, train, test, C=.001, titles=False) -> np.ndarray:
+    "A classifier of vectors: of records, or of titles."
+    x,rows = (c.title_vectors,np.r_[train,c.extra]) if titles else (c.vectors,train)
+    scale = x[rows].std(0)+1e-6
+    return np.column_stack([LogisticRegression(C=C,class_weight='balanced',max_iter=300).fit(x[rows]/scale,y).decision_function(x[test]/scale) for y in c.y[rows].T])
+
+
+def neighbours(c: Counts, train, test, k=10) -> np.ndarray:
+    "Mean cosine of the vectors of the `k` nearest positives, less that of the `k` nearest negatives."
+    near = c.vectors[test]@c.vectors[train].T
+    def mean(rows): return np.partition(near[:,rows],-k,axis=1)[:,-k:].mean(1)
+    return np.column_stack([mean(y==1)-mean(y==0) for y in c.y[train].T])
+
+
+def beside(c: Counts, train, test, weight: float, other: Callable) -> np.ndarray:
+    "`tfidf-titles`, and the log-odds of another classifier."
+    return both(c,train,test)+weight*other(c,train,test)
+
+
 CANDIDATES: dict[str,Callable] = {
     'whole, C=1': partial(whole,C=1.), 'whole, C=10': whole, 'whole, C=10, no class weights': partial(whole,weight=None), 'whole, hinge, C=0.3': partial(whole,C=.3,hinge=True),
     'whole, words cut to 6 letters': partial(whole,stem=6), 'whole, suspect negatives left out of training': partial(whole,drop_suspects=True),
     'whole, titles among the records': partial(whole,titles_among=True), 'title and abstract as two fields': fields,
     'titles of records alone': partial(title,extra=False), 'titles': title, 'titles, asked of abstracts': partial(title,of=('abstract',)),
-    'whole + 0.1 titles': partial(both,weight=.1), 'whole + 0.3 titles': both, 'whole + 0.5 titles': partial(both,weight=.5)}
-FINALISTS = ['whole, C=1','whole, C=10','whole + 0.3 titles']
+    'whole + 0.1 titles': partial(both,weight=.1), 'whole + 0.3 titles': both, 'whole + 0.5 titles': partial(both,weight=.5),
+    'whole, characters': characters, 'whole, ratios of counts': ratios, 'vectors': vectors, 'vectors, C=0.01': partial(vectors,C=.01), 'vectors of titles': partial(vectors,titles=True), 'nearest vectors': neighbours,
+    'whole + 0.3 titles, + 0.3 characters': partial(beside,weight=.3,other=characters), 'whole + 0.3 titles, + 0.3 ratios': partial(beside,weight=.3,other=ratios),
+    'whole + 0.3 titles, + 0.1 which assessment': partial(beside,weight=.1,other=which), 'whole + 0.3 titles, + 0.1 rare labels as one': together,
+    'whole + 0.3 titles, + 0.2 vectors of titles': partial(beside,weight=.2,other=partial(vectors,titles=True)),
+    'whole + 0.3 titles, + 0.2 vectors': partial(beside,weight=.2,other=vectors), 'whole + 0.3 titles, + 0.5 vectors': partial(beside,weight=.5,other=vectors),
+    'whole + 0.3 titles, + 5 nearest vectors': partial(beside,weight=5.,other=neighbours)}
+BASE = 'whole + 0.3 titles'
+FINALISTS = ['whole, C=1','whole, C=10',BASE]
 
 
-def measure(c: Counts, score: Callable, part: str) -> dict:
-    "Mean AP over the folds, with and without suspect negatives."
-    t0,ap = time.process_time(),{'all':[],'without suspects':[]}
-    for k in range(5):
-        dev = c.fold==(k+1)%5
-        train,test = (np.flatnonzero((c.fold!=k)&~dev),np.flatnonzero(dev)) if part=='dev' else (np.flatnonzero(c.fold!=k),np.flatnonzero(c.fold==k))
-        s = score(c, train, test)
-        for name,rows in (('all',np.ones(len(test),bool)),('without suspects',~c.suspect[test])):
-            ap[name].append([average_precision_score(y,x) for y,x in zip(c.y[test][rows].T,s[rows].T)])
-    return {n:dict(zip(c.labels,np.mean(v,0).round(4).tolist()))|dict(macro=round(float(np.mean(v)),4)) for n,v in ap.items()}|dict(cpu_seconds=round(time.process_time()-t0,1))
+def rows_of(c: Counts, part: str, k: int) -> tuple[np.ndarray,np.ndarray]:
+    "Rows to learn from and to score, of dev or test of a fold."
+    dev = c.fold==(k+1)%5
+    return (np.flatnonzero((c.fold!=k)&~dev),np.flatnonzero(dev)) if part=='dev' else (np.flatnonzero(c.fold!=k),np.flatnonzero(c.fold==k))
+
+
+def scored(c: Counts, name: str, part: str, folder: Path) -> tuple[list[np.ndarray],float]:
+    "(n_k, n_labels) scores of a candidate by fold, and processor seconds; kept in a file."
+    path = folder/f"{part}-{name.replace(' ','_')}.npz"
+    if not path.exists():
+        t0 = time.process_time()
+        arrays = {str(k):CANDIDATES[name](c,*rows_of(c,part,k)) for k in range(5)}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(path) as tmp, open(tmp,'wb') as f: np.savez(f, **arrays, seconds=time.process_time()-t0)
+        print(f'{part}: {name}', flush=True)
+    with np.load(path) as z: return [z[str(k)] for k in range(5)],float(z['seconds'])
+
+
+def comparison(c: Counts, scores: dict[str,list[np.ndarray]], part: str) -> Comparison:
+    "Candidates as models whose predictions are compared; a record is named by its row."
+    def predictions(s: np.ndarray, rows: np.ndarray) -> Predictions:
+        return Predictions(c.labels, c.y[rows].astype(np.int8), np.zeros_like(c.y[rows]), s, None, pd.DataFrame(dict(id=rows.astype(str))))
+    return check_comparison(Comparison(c.labels, [(0,k) for k in range(5)], {n:{(0,k):predictions(x,rows_of(c,part,k)[1]) for k,x in enumerate(s)} for n,s in scores.items()}))
+
+
+def measured(c: Counts, scores: dict[str,list[np.ndarray]], part: str, n_boot: int) -> list[dict]:
+    "Mean AP over the folds and the difference to `BASE`, paired over clusters of near-duplicates, with and without suspect negatives."
+    clusters,whole,rows = {str(i):int(x) for i,x in enumerate(c.clusters)},comparison(c,scores,part),[dict(part=part, candidate=n) for n in scores]
+    sure = {str(i) for i in np.flatnonzero(~c.suspect)}
+    for name,found in (('all',whole),('without suspects',restrict(whole,lambda i: i.isin(sure)))):
+        ap = fold_measures(found).groupby(['model','label'])['AP'].mean()
+        other = differences_to_others(found, BASE, clusters, n_boot=n_boot).query("label=='macro'").set_index('b')
+        for row in rows:
+            n = row['candidate']
+            row[name] = {l:round(ap[n,l],4) for l in c.labels}|dict(macro=round(ap[n].mean(),4))
+            if n!=BASE: row[name]['minus_base'] = {k:round(float(v),4) for k,v in dict(difference=-other.difference[n], low=-other.high[n], high=-other.low[n], p_holm=other.p_holm[n]).items()}
+    return rows
 
 
 def main() -> None:
@@ -121,19 +223,19 @@ def main() -> None:
     a.add_argument('--data', type=Path, help='folder of corpus.parquet and gold_titles.parquet; default: IPBES_REAL_DATA')
     a.add_argument('--work', type=Path, default=Path('results/tried'), help='keeps what is done')
     a.add_argument('--results', type=Path, help='default: benchmarks/results/tried.json')
+    a.add_argument('--n-boot', type=int, default=1000)
     o = a.parse_args()
-    data,c,rows = real_data(o.data),None,[]
-    for part,name in [*(('test',n) for n in FINALISTS),*(('dev',n) for n in CANDIDATES)]:
-        path = o.work/f"{part}-{list(CANDIDATES).index(name)}.json"
-        if not path.exists():
-            c = c or Counts(data)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_json(path, dict(candidate=name, part=part, n=c.n, titles=len(c.extra), positives=dict(zip(c.labels,c.y[:c.n].sum(0).tolist())),
-                                  suspects=int(c.suspect.sum()))|measure(c,CANDIDATES[name],part))
-        rows.append(read_json(path))
-        print(rows[-1]['part'], name, rows[-1]['all']['macro'], rows[-1]['without suspects']['macro'], flush=True)
+    data = real_data(o.data)
+    hashes = {f:file_hash(data/f'{f}.parquet') for f in ('corpus','gold_titles')}
+    c = Counts(data)
+    c.work,folder,rows = o.work,o.work/obj_hash([hashes,file_hash(Path(__file__))])[:12],[]
+    c.characters,c.vectors,c.title_vectors # made first, so that their seconds are no candidate's  # noqa: B018
+    for part,names in (('test',FINALISTS),('dev',CANDIDATES)):
+        done = {n:scored(c,n,part,folder) for n in names}
+        rows += [r|dict(cpu_seconds=round(done[r['candidate']][1],1)) for r in measured(c,{n:s for n,(s,_) in done.items()},part,o.n_boot)]
     results = results_file('tried', False, o.results)
-    write_json(results, dict(command='python benchmarks/tried.py', data_sha256={f:file_hash(data/f'{f}.parquet') for f in ('corpus','gold_titles')}, rows=rows, **machine()))
+    write_json(results, dict(command='python benchmarks/tried.py', data_sha256=hashes, n=c.n, titles=len(c.extra), positives=dict(zip(c.labels,c.y[:c.n].sum(0).tolist())), suspects=int(c.suspect.sum()),
+                             base=BASE, n_boot=o.n_boot, rows=rows, **machine()))
     print(results)
 
 

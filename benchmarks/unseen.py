@@ -68,9 +68,9 @@ def _folder(data: Path, work: Path, quick: bool) -> Path:
 def unseen(data: Path, work: Path, quick: bool = False, say: Callable = print) -> Unseen:
     "Fit what is not there yet, and read all."
     work.mkdir(parents=True, exist_ok=True)
-    made_from = dict(quick=quick, **{n:file_hash(data/f'{n}.parquet') for n in FILES})
+    made_from = dict(quick=quick, code=[file_hash(Path(__file__).with_name(f'{n}.py')) for n in ('tried','unseen')], **{n:file_hash(data/f'{n}.parquet') for n in FILES})
     if not (work/'made_from.json').exists(): write_json(work/'made_from.json', made_from)
-    if read_json(work/'made_from.json')!=made_from: sys.exit(f'{work} was made from other files; choose another --work')
+    if read_json(work/'made_from.json')!=made_from: sys.exit(f'{work} was made from other files, or by other code; choose another --work')
     folder,c,n_repeats = _folder(data,work,quick),None,1 if quick else REPEATS
     def counts() -> Counts:
         nonlocal c

@@ -25,7 +25,7 @@ from .config import Settings, label_names, project_path
 from .ensemble import EnsembleModel, check_members, on_scale
 from .files import atomic_path, read_json, write_json
 from .folds import Fold, read_clusters, read_fold
-from .metrics import Predictions, read_predictions, reading_order
+from .metrics import Predictions, percentile_interval, read_predictions, reading_order
 from .models import label_matrix, model_name
 from .results import Run, predictions_path
 from .thresholds import apply_thresholds, calibrate, fit_calibration, fit_thresholds
@@ -232,13 +232,12 @@ def _ap(tp:np.ndarray, fp:np.ndarray, prevalence:float|None=None)->np.ndarray:
     return np.where(np.isnan(fp[:,-1]), np.nan, _ratio(total,pos[:,0]))
 
 # %% ../nbs/25_compare.ipynb #e74b23fb
-def _wss(tp:np.ndarray, fp:np.ndarray, wy:np.ndarray, recall:float=0.95)->np.ndarray:
-    "Work saved over sampling of each draw; `tp`, `fp` and `wy` (relevant copies) are (draws, n) in reading order."
+def _wss(tp:np.ndarray, fp:np.ndarray, recall:float=0.95)->np.ndarray:
+    "Work saved over sampling of each draw; `tp` and `fp` are (draws, n) in reading order."
     pos = tp[:,-1]
     target = np.ceil(recall*pos-1e-9)
     at = (tp>=target[:,None]).argmax(1)[:,None]
-    before = np.take_along_axis(tp-wy,at,1)[:,0]
-    read = np.take_along_axis(fp,at,1)[:,0]+before+target-before
+    read = np.take_along_axis(fp,at,1)[:,0]+target
     return np.where(pos>0, recall-_ratio(read,pos+fp[:,-1]), np.nan)
 
 # %% ../nbs/25_compare.ipynb #c6499067
@@ -250,7 +249,7 @@ def _label_draws(y:np.ndarray, s:np.ndarray, pred:np.ndarray, w:np.ndarray)->np.
     tp,fp = wy.cumsum(1),(w[:,order]*(1-y[order])).cumsum(1)
     aps = [_ap(tp[:,last],fp[:,last],p) for p in (None,*PREVALENCES)]
     hit,chosen,pos = (w@v.astype(int) for v in (y*pred,pred,y))
-    return np.array([*aps, _ratio(2*hit,chosen+pos), _ratio(hit,chosen), _ratio(hit,pos), _wss(tp,fp,wy)])
+    return np.array([*aps, _ratio(2*hit,chosen+pos), _ratio(hit,chosen), _ratio(hit,pos), _wss(tp,fp)])
 
 # %% ../nbs/25_compare.ipynb #c0e0fd0b
 def _fold_draws(p:Predictions, w:np.ndarray, cells:int=2_000_000)->np.ndarray:
@@ -270,13 +269,6 @@ def _model_draws(by_part:Mapping[Any,Predictions], draws:_Draws)->np.ndarray:
     "(measures, labels + macro, draws) of a model: the mean over its folds and runs."
     labels = _mean(np.stack([_fold_draws(p, draws.weights(k)) for k,p in sorted(by_part.items(), key=lambda x: x[0])]), 0)
     return np.concatenate([labels,_mean(labels,1)[:,None]], axis=1)
-
-# %% ../nbs/25_compare.ipynb #d79611d6
-def _interval(draws:np.ndarray, level:float)->tuple[float,float]:
-    "Percentile interval of the defined draws; NaN if half of them are undefined."
-    ok = draws[~np.isnan(draws)]
-    if 2*len(ok)<=len(draws): return np.nan,np.nan
-    return tuple(np.quantile(ok,((1-level)/2,(1+level)/2)).tolist())
 
 # %% ../nbs/25_compare.ipynb #02eb256b
 def leaderboard(
@@ -328,7 +320,7 @@ def _counts(c:Comparison)->list[dict]:
 def _board_rows(name:str, c:Comparison, counts:Sequence[Mapping], draws:np.ndarray, level:float)->list[dict]:
     "The rows of one model."
     where = dict(folds=','.join(map(str,c.folds)), runs=','.join(map(str,c.runs)))
-    def figures(j): return {k:v for i,m in enumerate(MEASURES) for k,v in zip((m,f'{m}_low',f'{m}_high'), (float(draws[i,j,0]),*_interval(draws[i,j,1:],level)))}
+    def figures(j): return {k:v for i,m in enumerate(MEASURES) for k,v in zip((m,f'{m}_low',f'{m}_high'), (float(draws[i,j,0]),*percentile_interval(draws[i,j,1:],level,draws[i,j,0])))}
     return [dict(model=name, label=l)|dict(counts[j])|where|figures(j) for j,l in enumerate([*c.labels,'macro'])]
 
 # %% ../nbs/25_compare.ipynb #7c4f8986
@@ -416,7 +408,7 @@ def _difference(draws:np.ndarray, labels:Sequence[str], measure:str, label:str, 
     for what,value,known in (('measure',measure,MEASURES),('label',label,rows)):
         if value not in known: raise ValueError(f"unknown {what} {value!r}; known: {', '.join(known)}")
     d = draws[MEASURES.index(measure),rows.index(label)]
-    (low,high),ok = _interval(d[1:],level),d[1:][~np.isnan(d[1:])]
+    (low,high),ok = percentile_interval(d[1:],level),d[1:][~np.isnan(d[1:])]
     p = min(1.,2*(1+min((ok<=0).sum(),(ok>=0).sum()))/(len(ok)+1)) if len(ok) else np.nan
     return dict(measure=measure, label=label, difference=float(d[0]), low=low, high=high, p=float(p), n_boot=len(d)-1)
 

@@ -15,8 +15,8 @@ from .files import read_json
 
 # %% ../nbs/40e_execution.ipynb #314b98d8
 def _never_started(e:BaseException)->bool:
-    "Did a kernel end before it answered, so that nothing was executed?"
-    return isinstance(e,RuntimeError) and 'Kernel died before replying' in str(e)
+    "Did a kernel end before it answered, or not answer in time, so that nothing was executed?"
+    return isinstance(e,RuntimeError) and str(e).startswith(('Kernel died before replying','Kernel didn\'t respond'))
 
 # %% ../nbs/40e_execution.ipynb #77ae71c9
 def execute_notebook(
@@ -28,7 +28,7 @@ def execute_notebook(
 )->None:
     "Execute a notebook through papermill; any error of the notebook is raised, `RuntimeError` where no kernel would start."
     import papermill
-    for left in reversed(range(starts)):
+    for left in reversed(range(max(starts,1))):
         try:
             papermill.execute_notebook(str(notebook), str(out), parameters=dict(parameters), cwd=str(cwd), kernel_name='python3',
                                        progress_bar=False, log_output=False, extra_arguments=['--log-level=ERROR'])

@@ -6,7 +6,7 @@
 __all__ = ['METRICS', 'check_scores', 'reading_order', 'documents_to_read', 'share_to_read', 'work_saved', 'tnr_at',
            'precision_at_recall', 'recall_at', 'prevalence_weights', 'average_precision', 'precision_at_prevalence',
            'calibration_error', 'results_columns', 'evaluate', 'register_metric', 'greater_is_better', 'plain_measures',
-           'metrics_table', 'Predictions', 'read_predictions', 'bootstrap_interval']
+           'metrics_table', 'Predictions', 'read_predictions', 'percentile_interval', 'bootstrap_interval']
 
 # %% ../nbs/20_metrics.ipynb #06e26b86
 import inspect
@@ -428,6 +428,22 @@ def _cluster_sampler(clusters):
         return order[np.arange(k.sum())+np.repeat(starts[pick]-(np.cumsum(k)-k), k)]
     return sample
 
+# %% ../nbs/20_metrics.ipynb #7d0e2c12
+def percentile_interval(
+    draws:np.ndarray,           # (n,) the measure in bootstrap draws, NaN where it is undefined
+    level:float=0.95,           # coverage of the interval
+    estimate:float|None=None,   # the measure itself; None: whatever it is
+)->tuple[float,float]:          # lower and upper end; NaN where the draws do not tell
+    """Percentile interval of the defined draws; none if half are undefined, or more than 85 % lie on one side of the estimate.
+
+    Efron and Tibshirani (1993), An Introduction to the Bootstrap, chapter 13; page 25_compare shows how often such intervals hold.
+    """
+    ok = draws[~np.isnan(draws)]
+    if 2*len(ok)<=len(draws): return math.nan,math.nan
+    if estimate is not None and max((ok<estimate).mean(),(ok>estimate).mean())>.85: return math.nan,math.nan
+    low,high = np.quantile(ok, ((1-level)/2,(1+level)/2))
+    return float(low),float(high)
+
 # %% ../nbs/20_metrics.ipynb #a3b79193
 def bootstrap_interval(
     y:np.ndarray,                     # (n,) or (n,L) 0/1 labels
@@ -438,8 +454,8 @@ def bootstrap_interval(
     level:float=0.95,                 # coverage of the interval
     seed:int=42,                      # of the draws
     preds:np.ndarray|None=None,       # 0/1 decisions, shaped like `y`
-)->tuple[float,float]:                # lower and upper end; NaN if the measure is undefined in half of the draws
-    """Percentile bootstrap interval of a measure over duplicate clusters; draws in which the measure is undefined are left out.
+)->tuple[float,float]:                # lower and upper end; NaN as in `percentile_interval`
+    """Percentile bootstrap interval of a measure over duplicate clusters.
 
     Efron and Tibshirani (1993), An Introduction to the Bootstrap, chapter 13; clusters as in Field and Welsh (2007), Bootstrapping
     clustered data, JRSS B 69(3). `ValueError` if lengths differ or `level` is not between 0 and 1.
@@ -450,7 +466,4 @@ def bootstrap_interval(
     if not 0<level<1 or n_boot<1 or not len(groups): raise ValueError(f"level between 0 and 1, n_boot and rows above 0; got {level}, {n_boot}, {len(groups)}")
     rng,draw = np.random.default_rng(seed),_cluster_sampler(groups)
     values = np.array([measure(*[a[rows] for a in arrays]) for rows in (draw(rng) for _ in range(n_boot))], dtype=float)
-    values = values[~np.isnan(values)]
-    if 2*len(values)<=n_boot: return math.nan,math.nan
-    low,high = np.quantile(values, ((1-level)/2,(1+level)/2))
-    return float(low),float(high)
+    return percentile_interval(values, level, measure(*arrays))
