@@ -65,7 +65,7 @@ def ray_start(cluster, before=(), **env):
     return subprocess.Popen([*before,*command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ|env)
 
 
-def refusal(root, cluster, seconds=90):
+def refusal(root, cluster, seconds=180):
     """What a command says once a node has come that it refuses.
 
     In a process of its own, because Ray gives the import path of the program that joins to all nodes.
@@ -85,6 +85,7 @@ def end(node):
     except subprocess.TimeoutExpired: node.kill()
 
 
+@LONG
 def test_nodes_that_see_the_same_are_listed_and_nothing_is_left(cluster, second, tmp_path):
     "Asked again and again: a question that is over must not trip the next one."
     root = make(tmp_path/'p')
@@ -93,6 +94,7 @@ def test_nodes_that_see_the_same_are_listed_and_nothing_is_left(cluster, second,
     assert not list(root.glob('.*')), 'the meeting place is gone'
 
 
+@LONG
 def test_a_node_that_does_not_see_the_folder_is_named(cluster, tmp_path):
     "It sees an empty disk there, in a mount namespace of its own."
     if subprocess.run(['unshare','-m','true'], capture_output=True).returncode: pytest.skip('no right to a namespace of mounts')

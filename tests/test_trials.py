@@ -3,6 +3,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -117,12 +118,12 @@ def test_a_killed_search_goes_on_to_the_same_result(toys, undisturbed, tmp_path,
     def start(pause): return subprocess.Popen([sys.executable,toys.__file__,str(tmp_path),str(pause)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     job = start(.1)
     for _ in range(after): assert job.stdout.readline(), job.stderr.read()
-    while len(finished_trials(tmp_path/'climb') or [])<after and job.poll() is None: pass
+    while len(finished_trials(tmp_path/'climb') or [])<after and job.poll() is None: time.sleep(.1)
     job.send_signal(signal.SIGKILL)
     job.communicate()
     known = len(finished_trials(tmp_path/'climb'))
     assert after<=known<8
-    out,err = start(0).communicate(timeout=120)
+    out,err = start(0).communicate(timeout=300)
     assert len(out.splitlines())==8-known, out+err
     assert table(finished_trials(tmp_path/'climb'))==undisturbed
 
