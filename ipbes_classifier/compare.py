@@ -340,8 +340,8 @@ def readable(
     measures:Sequence[str]=MEASURES,       # which, in this order
 )->pd.DataFrame:                           # text by model and label, `-` where undefined
     "The leaderboard as a person reads it: `0.41 (0.36 to 0.47)`."
-    def number(x): return '-' if np.isnan(x) else f'{x:.3f}'
-    def cell(r,m): return number(r[m])+('' if np.isnan(r[f'{m}_low']) else f" ({number(r[f'{m}_low'])} to {number(r[f'{m}_high'])})")
+    def number(x): return '-' if pd.isna(x) else f'{x:.3f}'
+    def cell(r,m): return number(r[m])+('' if pd.isna(r[f'{m}_low']) else f" ({number(r[f'{m}_low'])} to {number(r[f'{m}_high'])})")
     rows = [dict(model=r['model'],label=r['label'])|{m:cell(r,m) for m in measures}|dict(prevalence=f"{r['prevalence']:.2%}",positives=f"{r['positives']:,}",n=f"{r['n']:,}")
             for _,r in table.iterrows()]
     return pd.DataFrame(rows).set_index(['model','label'])
