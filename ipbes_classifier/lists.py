@@ -183,6 +183,14 @@ def _targets(folder:Path, labels:Sequence[str], formats:Sequence[str]|None)->dic
     if twice := [l for l,n in zip(labels,names) if names.count(n)>1]: raise ValueError(f"files of {' and '.join(map(repr,twice))} would have one name; ask for one label at a time, each with a folder of its own")
     return {l:{f:folder/f'{n}{FORMATS[f][0]}' for f in dict.fromkeys(formats or FORMATS)} for l,n in zip(labels,names)}
 
+# %% ../nbs/33_lists.ipynb #5b1d77a1
+def _check_unjudged(paths:Sequence[Path])->None:
+    "Refuse to write over a list that has columns which no list begins with: somebody may have judged it."
+    for path in (p for p in paths if p.exists() and p.suffix in ('.csv','.xlsx') and not p.stem.endswith('_asreview')):
+        header = pd.read_csv(path,nrows=0) if path.suffix=='.csv' else pd.read_excel(path,nrows=0,engine='calamine')
+        if more := [str(c) for c in header if c not in COLUMNS]:
+            raise ValueError(f"{path} is there already and has the column {more[0]!r}, which may hold what people found; name another folder, or move the file away")
+
 # %% ../nbs/33_lists.ipynb #41394ab0
 def write_lists(
     folder:str|os.PathLike,              # of `ipbes screen`, complete
@@ -193,13 +201,14 @@ def write_lists(
 )->list[ReadingList]:                    # one of each label
     """Write the papers that a screening put first, for reading; near-duplicates among them stand once, so that a list may have fewer than `n`.
 
-    `ValueError` if the screening is not complete, a label or format is unknown, or a screened file has changed; `FileNotFoundError` if there is no screening, or a file is not where it was; `OSError` if nothing can be
+    `ValueError` if the screening is not complete, a list that is there already has columns of somebody's own, a label or format is unknown, or a screened file has changed; `FileNotFoundError` if there is no screening, or a file is not where it was; `OSError` if nothing can be
     written. Each file is written atomically.
     """
     m = read_screening(folder)
     targets = _targets(Path(out or Path(folder)/'lists'), check_labels(m,labels), formats)
     paths = [p for by in targets.values() for p in by.values()]
     check_overwrite([f['name'] for f in m['files'] if Path(f['name']).name in {p.name for p in paths}], paths)
+    _check_unjudged(paths)
     ranked = {l:listed(folder,l,n) for l in targets}
     check_unchanged(folder, m, [f for r in ranked.values() for f in r['file'].unique()])
     return [_write_list(l, ranked[l], by, m['settings']['model']) for l,by in targets.items()]

@@ -232,16 +232,23 @@ def _check_header(header, path):
     "Refuse a header with a column twice or without titles."
     twice = sorted(c for c,n in Counter(header).items() if c.strip() and n>1)
     if twice: raise ValueError(f"{path}: column {_names(twice)} stands more than once in the header; every column needs a name of its own")
-    if 'title' in _mapping(header).values(): return
+    fields = _mapping(header).values()
+    if 'title' in fields:
+        if 'abstract' not in fields and (like := _like('abstract',header,.8)): warnings.warn(f"{path}: no column 'abstract', so that records are read by their titles. Did you mean {like!r}? Rename it to 'abstract'.", stacklevel=2)
+        return
     if m := re.search(r'\btitle\s*([|:^~])|([|:^~])\s*"?title\b', header[0], re.I):
         raise ValueError(f"{path}: columns are separated by {m[1] or m[2]!r}; save it with commas, semicolons or tabs between them")
-    near = get_close_matches('title', [_squash(c) for c in header], n=1, cutoff=0.5)
-    hint = f" Did you mean {[c for c in header if _squash(c)==near[0]][0]!r}? Rename it to 'title'." if near else ''
+    hint = f" Did you mean {like!r}? Rename it to 'title'." if (like := _like('title',header,.5)) else ''
     raise ValueError(f"{path}: no column 'title'. Columns found: {_names(header)}.{hint}")
 
 def _names(columns):
     "Names of columns for a message, which stays short whatever they are."
     return ', '.join(repr(c if len(c)<60 else c[:60]+'...') for c in list(columns)[:30]) or 'none'
+
+def _like(name, header, cutoff):
+    "The column whose name is most like a field's; '' if none is."
+    near = get_close_matches(name, [_squash(c) for c in header], n=1, cutoff=cutoff)
+    return next((c for c in header if near and _squash(c)==near[0]), '')
 
 # %% ../nbs/10_records.ipynb #523b0ccb
 def _strings(col):

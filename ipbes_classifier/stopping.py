@@ -180,6 +180,8 @@ def read_labels(
 def _column(path:Path, label:str)->np.ndarray:
     "A label of a table, -1 where it is empty, by rising rank."
     table = read_records(path)
+    if not label: raise ValueError(f"{path}: which label? Name its column (--label), of 0 and 1 as far as the list was read; columns: {', '.join(map(str,table.columns))}")
+    if label in ('decision','note') and 'rank' in table: raise ValueError(f"{path}: {label!r} is what the model said; write what people found, 0 or 1, into a column named by the label")
     if label not in table: raise ValueError(f"{path}: no column {label!r}, which says what people found; columns: {', '.join(map(str,table.columns))}")
     y = parse_labels(table[label].astype('str').str.strip().replace('?',''), f'{path}, column {label!r}')
     if 'rank' not in table: return y
@@ -272,7 +274,7 @@ def stopping_of(
     "May one stop reading this list? `ValueError` if the size of the corpus is not known, or the sample is stratified."
     y = read_labels(path,label)
     if size is None:
-        if folder is None: raise ValueError("how many records has the corpus? Name the folder of the screening, or their number by `size`")
+        if folder is None: raise ValueError("how many records has the corpus? Name the folder of the screening, or their number (--size)")
         size = open_corpus(folder).size
     if sample is None: return stopping(y, size, target, confidence, label)
     if folder is None: raise ValueError(f"{sample}: ranks of a sample's records stand in the folder of the screening; name it too")
