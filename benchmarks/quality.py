@@ -192,7 +192,7 @@ def slices(b: Bench, c: Comparison, drop: np.ndarray, tested_ids: np.ndarray) ->
                 one_export=('records of one export of a database, positives and negatives', restrict(c, lambda i: i.isin(export))),
                 without_flagged=('without negatives that cleanlab flags by scores of this benchmark: the other reading, and optimistic, as a score chose what is left out', restrict(c, lambda i: ~i.isin(set(tested_ids[drop])))),
                 time_records=(f'the records that the time split tests ({b.year} and later), by the folds of all years', restrict(c, lambda i: i.isin(late))),
-                time=(f'learnt from before {b.year}, tested on {b.year} and later; measured in the same five parts as the row above, and averaged', in_parts(b.comparison(dict(time=b.time_fold)),[set(b.ids[f.test]) for f in b.folds])))
+                time=(f'learnt from before {b.year}, tested on {b.year} and later; measured in the same five parts as `time_records`, and averaged', in_parts(b.comparison(dict(time=b.time_fold)),[set(b.ids[f.test]) for f in b.folds])))
 
 
 def split_counts(b: Bench) -> dict:
