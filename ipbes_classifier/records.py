@@ -234,7 +234,7 @@ def _check_header(header, path):
     if twice: raise ValueError(f"{path}: column {_names(twice)} stands more than once in the header; every column needs a name of its own")
     fields = _mapping(header).values()
     if 'title' in fields:
-        if 'abstract' not in fields and (like := _like('abstract',header,.8)): warnings.warn(f"{path}: no column 'abstract', so that records are read by their titles. Did you mean {like!r}? Rename it to 'abstract'.", stacklevel=2)
+        if 'abstract' not in fields and (like := _like('abstract',header,.85)): warnings.warn(f"{path}: no column 'abstract', so that records are read by their titles. Did you mean {like!r}? Rename it to 'abstract'.", stacklevel=2)
         return
     if m := re.search(r'\btitle\s*([|:^~])|([|:^~])\s*"?title\b', header[0], re.I):
         raise ValueError(f"{path}: columns are separated by {m[1] or m[2]!r}; save it with commas, semicolons or tabs between them")
