@@ -148,6 +148,7 @@ class Expected:
     likely:tuple[float,float]   # lowest and highest prevalence that the scores leave plausible (95 %), if the calibration is right
     judged:int = 0              # records of a labelled random sample
     relevant:int = 0            # of them
+    put_aside:int = 0           # records that the model did not read, so that the scores give a lower limit
 
     @property
     def sampled(self)->tuple[float,float]:
@@ -173,14 +174,14 @@ def expected_relevant(
     old:float|None=None,              # prevalence on dev
     sample:pd.DataFrame|None=None,    # of `read_sample`
 )->Expected:
-    "How many relevant papers there may be. Records that were put aside count as certainly irrelevant for the scores; the sample counts them as what people found."
+    "How many relevant papers there may be. Records that were put aside count as certainly irrelevant for the scores, which then give a lower limit; the sample counts them as what people found."
     p,w = f.probability,f.weight
     told = sample[f.label][sample[f.label]>=0] if sample is not None and f.label in sample else pd.Series([],dtype=int)
     nan = float('nan')
-    if not len(p): return Expected(f.label, f.records, nan, old or nan, nan, (nan,nan), len(told), int(told.sum()))
+    if not len(p): return Expected(f.label, f.records, nan, old or nan, nan, (nan,nan), len(told), int(told.sum()), f.put_aside)
     p_all,w_all = np.r_[p,0.],np.r_[w,f.put_aside]
     scores,likely = (estimate_prior(p_all,old,w_all),prior_interval(p_all,old,w_all)) if old else (nan,(nan,nan))
-    return Expected(f.label, f.records, float((p*w).sum()), old or nan, scores, likely, len(told), int(told.sum()))
+    return Expected(f.label, f.records, float((p*w).sum()), old or nan, scores, likely, len(told), int(told.sum()), f.put_aside)
 
 # %% ../nbs/33b_screen_figures.ipynb #8a55329f
 def _ranked_probabilities(folder:str|os.PathLike, label:str)->Iterator[np.ndarray]:

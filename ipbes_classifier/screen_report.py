@@ -99,8 +99,11 @@ def expected_table(
 )->pd.DataFrame:              # a row per label, as people read it
     "The answers side by side; what nobody knows of any label is left out."
     def count(x:float, n:int)->str: return '' if x!=x else f'{x*n:,.0f}'
-    rows = [{'label':e.label, 'records':f'{e.records:,}', 'prevalence on dev':_share(e.old), 'sum of probabilities':'' if e.summed!=e.summed else f'{e.summed:,.0f}',
-             'corrected by the scores (95 %)':f'{count(e.from_scores,e.records)} ({count(e.likely[0],e.records)}–{count(e.likely[1],e.records)})' if e.likely[0]==e.likely[0] else '', 'judged':f'{e.judged:,}' if e.judged else '', 'relevant among them':str(e.relevant) if e.judged else '',
+    def by_scores(e:Expected)->str:
+        if e.likely[0]!=e.likely[0]: return ''
+        return count(e.from_scores,e.records)+(' or more' if e.put_aside else f' ({count(e.likely[0],e.records)}–{count(e.likely[1],e.records)})')
+    rows = [{'label':e.label, 'records':f'{e.records:,}', 'not read by the model':f'{e.put_aside:,}' if e.put_aside else '', 'prevalence on dev':_share(e.old), 'sum of probabilities':'' if e.summed!=e.summed else f'{e.summed:,.0f}',
+             'corrected by the scores (95 %)':by_scores(e), 'judged':f'{e.judged:,}' if e.judged else '', 'relevant among them':str(e.relevant) if e.judged else '',
              'by the sample (95 %)':f'{count(e.relevant/e.judged,e.records)} ({count(e.sampled[0],e.records)}–{count(e.sampled[1],e.records)})' if e.judged else ''} for e in found]
     return _known(pd.DataFrame(rows).set_index('label'))
 
