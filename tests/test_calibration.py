@@ -94,4 +94,4 @@ def test_the_page_says_what_the_figures_say(figures):
     few = [r for r in c['needed'] if r['way']=='isotonic' and 5<r['positives']<=50]
     assert few and all(r['minus_sigmoid']>0 for r in few)
     assert not any(r.get('better') for r in t['f1'])
-    assert all(r['minus_naive']['difference']>-.001 for r in t['f1'] if r['rule']=='smoothed by a sigmoid, as 20 positives')
+    assert all(r['minus_naive']['difference']>-.002 for r in t['f1'] if r['rule']=='smoothed by a sigmoid, as 20 positives')
