@@ -25,6 +25,7 @@ import pandas as pd
 
 from .explain import Explanation
 from .lists import without_formulas
+from .ranking import order_keys
 from .records import _joined, clean_texts, iter_records, to_records, write_records
 from .screen import Screener, _numbered, _score_notes, _with_scores
 
@@ -174,10 +175,17 @@ class View:
         labels = [self.label] if self.label else result.labels
         cut = thresholds[:,[result.labels.index(l) for l in labels]]
         scores,preds = (result.table[[f'{l}_{what}' for l in labels]].to_numpy(dtype=float) for what in ('score','pred'))
-        key = scores[:,0] if self.label else np.max(scores-cut, axis=1)
+        key = self._keys(result.table) if self.label else np.max(scores-cut, axis=1)
         rows = np.argsort(-key, kind='stable') if self.order=='rank' else np.arange(len(key))
         if self.show=='all': return rows
         return rows[(preds[rows].any(axis=1))==(self.show=='selected')]
+
+    def _keys(self, table:pd.DataFrame)->np.ndarray:
+        "(n,) what the label's records are sorted by, as `ipbes screen` sorts them."
+        score = table[f'{self.label}_score'].to_numpy(dtype=float)
+        if f'{self.label}_probability' not in table: return score
+        probability = table[f'{self.label}_probability'].to_numpy(dtype=float)
+        return score if np.isnan(probability[~np.isnan(score)]).any() else order_keys(score,probability)
 
 # %% ../nbs/36a_app_results.ipynb #fe4833df
 def view_of(
