@@ -41,7 +41,7 @@ demo: setup
 	$(BIN)/ipbes demo
 
 test: setup-dev
-	$(BIN)/python -m pytest -m 'not long' -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m 'not long' -n 2 --dist loadfile --no-loadscope-reorder
 
 test-long: setup-dev
 	$(BIN)/python -m pytest -m long

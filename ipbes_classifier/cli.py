@@ -49,7 +49,7 @@ def _number(given:str|int)->int:
 # %% ../nbs/90_cli.ipynb #1a922df1
 Overrides = Annotated[list[str]|None, typer.Argument(metavar='[KEY=VALUE]...', help='Settings, e.g. training.learning_rate=1e-4')]
 ConfigFile = Annotated[Path|None, typer.Option('--config','-c', help="A settings file laid over the project's")]
-Model = Annotated[str, typer.Option('--model','-m','--model_name', help='tfidf-logreg, tfidf-svm, tfidf-random-forest, tfidf-titles, minilm, a folder, a hub id, or a class of your own, my_models:KnnModel')]
+Model = Annotated[str, typer.Option('--model','-m','--model_name', help='tfidf-logreg, tfidf-svm, tfidf-random-forest, tfidf-titles, tfidf-vectors, minilm, a folder, a hub id, or a class of your own, my_models:KnnModel')]
 Models = Annotated[list[str]|None, typer.Option('--model','-m','--model_name', help='Once per model; default: those of the configured ensemble')]
 Fold = Annotated[int, typer.Option('--fold','-f', parser=_number, metavar='INTEGER', help='Which fold to test on')]
 Folds = Annotated[list[int]|None, typer.Option('--fold','-f', parser=_number, metavar='INTEGER', help='Once per fold; default: all')]
@@ -389,7 +389,7 @@ def train(
 def train_final(
     data:Annotated[Path, typer.Option('--data','-d', help='Folder with corpus.parquet (or .csv), records with a column per label, and perhaps gold_titles.parquet, further papers of which only the title is known')],
     out:Annotated[Path, typer.Option('--output','-o', help='The checkpoint, a folder')],
-    overrides:Overrides=None, model:Model='tfidf-titles', config:ConfigFile=None,
+    overrides:Overrides=None, model:Model='tfidf-vectors', config:ConfigFile=None,
 )->None:
     "Fit a model on all records of a folder, for use; the same command goes on where it was interrupted."
     from ipbes_classifier.config import label_names

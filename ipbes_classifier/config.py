@@ -120,6 +120,12 @@ class Baseline:
     whole_C:float = 10.                                  # of `tfidf-titles`: inverse regularisation of its classifier of title and abstract
     title_C:float = 1.                                   # the same of its classifier of titles
     title_weight:float = 0.3                             # what the log-odds of the latter count, for the title and for the abstract
+    encoder:str = 'minilm'                               # of `tfidf-vectors`, which adds vectors to `tfidf-titles`: an encoder that stays as it is
+    vector_tokens:int = 64                               # of title and abstract, that it reads
+    nearest:int = 10                                     # titles with a label, and without, that a paper is compared with
+    nearest_weight:float = 16.                           # what the difference of their mean cosines counts in log-odds
+    vector_C:float = 0.001                               # inverse regularisation of its classifier of vectors
+    vector_weight:float = 0.3                            # what the log-odds of the latter count
 
 # %% ../nbs/00_config.ipynb #61ea61b4
 @dataclass

@@ -165,7 +165,7 @@ _METHODS:dict[str,Callable[...,np.ndarray]] = dict(exact=_exact, occlusion=_occl
 
 def _linear(model:Any)->bool:
     "Is a model's log-odds a sum over its terms?"
-    return model.kind=='baseline' and all(hasattr(e,'coef_') for e in model.pipeline[1].estimators_)
+    return model.kind=='baseline' and model.terms_alone and all(hasattr(e,'coef_') for e in model.pipeline[1].estimators_)
 
 # %% ../nbs/34_explain.ipynb #278a4887
 def _method(model:Any, method:str)->str:

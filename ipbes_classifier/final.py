@@ -27,10 +27,11 @@ from .files import atomic_dir, atomic_path, file_hash, locked, obj_hash, write_e
 from .folds import make_folds, near_duplicate_clusters
 from .memory import explain_memory
 from .metrics import evaluate
-from .models import BASELINES, Model, known_model, make_model
+from .models import BASELINES, Model, baseline_settings, known_model, make_model, model_hash
 from .provenance import seed_everything, timed, versions, write_provenance
 from .records import check_dataset, clean_records, read_records
 from .results import Run, write_decisions
+from .vectors import kept_vectors
 from .thresholds import Calibration
 from .train import Split, Titles, decide, decide_titles, make_split, without_abstracts
 
@@ -195,7 +196,8 @@ def final_card(
 # %% ../nbs/27a_train_final.ipynb #2daf774c
 def _work_of(out:Path, s:Settings, model:str, data:FinalData)->Path:
     "The working folder of just this work."
-    what = dict(data=[file_hash(p) for p in data.files], model=model, labels=label_names(s), input=asdict(s.input), baseline=asdict(s.baseline),
+    encoder = model_hash(s.baseline.encoder) if 'encoder' in baseline_settings(model) else ''
+    what = dict(data=[file_hash(p) for p in data.files], model=model, encoder=encoder, labels=label_names(s), input=asdict(s.input), baseline=asdict(s.baseline),
                 n_folds=s.folds.n_folds, seed=s.seed, versions=versions())
     return out.with_name(f'.{out.name}.parts')/obj_hash(what)[:12]
 
@@ -234,7 +236,7 @@ def train_final(
     data:str|os.PathLike,           # the folder of `read_final_data`
     out:str|os.PathLike,            # the checkpoint; one that stands there is replaced
     settings:Settings,              # labels, what is read, `baseline`, `thresholds`, seed; `folds.n_folds` parts
-    model:str='tfidf-titles',       # a baseline
+    model:str='tfidf-vectors',      # a baseline
     say:Callable[[str],Any]=print,  # told of each step
 )->Final:
     """Fit a recipe on all records of a folder; thresholds and calibration come from models that had not seen the records.
@@ -248,7 +250,7 @@ def train_final(
         d = read_final_data(data, s)
         say(f'{len(d.records)} records and {len(d.titles)} titles; {d.dropped} titles are those of records')
         work = _work_of(out, s, name, d)
-        with write_errors(work), explain_memory(f'training {name}', f'try baseline.max_features={s.baseline.max_features//4}'):
+        with write_errors(work), kept_vectors(work.parent/'vectors'), explain_memory(f'training {name}', f'try baseline.max_features={s.baseline.max_features//4}'):
             work.mkdir(parents=True, exist_ok=True)
             scores = unseen_scores(s, name, d, work, say)
             final = _decided(s, make_model(name,s).fit(_learnable(d), d.records.iloc[:0]), d, scores)

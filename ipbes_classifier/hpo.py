@@ -32,6 +32,7 @@ from .metrics import METRICS
 from .models import INPUT_FIELDS, MODELS, Model, known_model, label_matrix, loss_of, make_model, model_hash
 from .provenance import PACKAGES, device_name, seed_everything, versions
 from .search_space import Range, Space, first_point, nested, search_space, trial_settings, tune_space, warm_points
+from .vectors import kept_vectors
 from .train import _settings, own_code, read_dataset, rows_hash, sample_negatives
 from .trials import Trials, _machines, finished_trials, run_trials, trial_resources
 
@@ -101,8 +102,8 @@ def run_trial(
         from ipbes_classifier.encoders import fine_tune
         fine_tune(m, data['train'], data['dev'], work_dir, resume=False, progress=False, callbacks=[_epoch_reporter(report)], keep_epochs=False)  # type: ignore[arg-type]
     else:
-        m.fit(data['train'], data['dev'])
-        report(dev_measures(label_matrix(data['dev'],labels), m.scores(data['dev']), labels, metric), True)
+        with kept_vectors(project_path(s,s.paths.results_dir)/'vectors'): scores = m.fit(data['train'], data['dev']).scores(data['dev'])
+        report(dev_measures(label_matrix(data['dev'],labels), scores, labels, metric), True)
 
 # %% ../nbs/23_hpo.ipynb #2d5efddf
 @dataclass

@@ -101,13 +101,14 @@ def _forest(s:Baseline, seed:int)->'BaseEstimator':
 
 # %% ../nbs/21_models.ipynb #7a5119a9
 BASELINES:dict[str,tuple[str,Callable]] = {  # name -> the loss it minimises, and how it is made
-    'tfidf-logreg':('logloss',_logreg), 'tfidf-svm':('hinge',_svm), 'tfidf-titles':('logloss',_logreg),
+    'tfidf-logreg':('logloss',_logreg), 'tfidf-svm':('hinge',_svm), 'tfidf-titles':('logloss',_logreg), 'tfidf-vectors':('logloss',_logreg),
     'tfidf-random-forest':('gini',_forest)}
 
 # %% ../nbs/21_models.ipynb #3fd12f1e
 class TfidfModel:
     "A baseline: TF-IDF of word n-grams, then one classifier per label."
     kind = 'baseline'
+    terms_alone = True # its log-odds are what `parts` add up to: each term has its share
 
     def __init__(self,
         name:str,          # a key of `BASELINES`
@@ -137,12 +138,22 @@ class TfidfModel:
     def save(self, folder:str|os.PathLike)->None:
         "Write `model.skops`, `vocabulary.txt` and `recipe.json`."
         _save_pipeline(self.pipeline, Path(folder))
-        write_recipe(self, folder, seed=self.seed, settings=asdict(self.settings))
+        write_recipe(self, folder, seed=self.seed, settings=asdict(self.settings), **self.recipe_more)
 
     @property
     def parts(self)->list[tuple[Any,tuple[int,...],float]]:
         "What is added up: a pipeline, which segments of a record it reads joined, and how much it counts."
         return [(self.pipeline,(0,1),1.)]
+
+    @property
+    def estimators(self)->list[Any]:
+        "Fitted classifiers, each of one label."
+        return [e for p in {id(p):p for p,_,_ in self.parts}.values() for e in p[1].estimators_]
+
+    @property
+    def recipe_more(self)->dict[str,Any]:
+        "What a kind of baseline says in recipe.json beside name, labels and settings."
+        return {}
 
     @classmethod
     def load(cls, folder:str|os.PathLike)->'TfidfModel':
@@ -159,16 +170,18 @@ class TfidfModel:
 # %% ../nbs/21_models.ipynb #2f5b4fd3
 def _baseline_class(name:str)->type[TfidfModel]:
     "The class of a baseline."
-    if name!='tfidf-titles': return TfidfModel
-    from ipbes_classifier.titles import TitlesModel
-    return TitlesModel
+    own = {'tfidf-titles':'titles:TitlesModel', 'tfidf-vectors':'vectors:VectorsModel'}
+    module,_,cls = own.get(name,'models:TfidfModel').partition(':')
+    return getattr(import_module(f'ipbes_classifier.{module}'), cls)
 
 # %% ../nbs/21_models.ipynb #843bc2f0
 def baseline_settings(
     model:str, # a key of `BASELINES`
 )->list[str]:  # names of fields of `Baseline`
     "The settings below `baseline:` that a baseline reads."
-    own = {'tfidf-random-forest':['n_estimators'], 'tfidf-titles':['whole_C','title_C','title_weight']}
+    titles = ['whole_C','title_C','title_weight']
+    own = {'tfidf-random-forest':['n_estimators'], 'tfidf-titles':titles,
+           'tfidf-vectors':[*titles,'encoder','vector_tokens','nearest','nearest_weight','vector_C','vector_weight']}
     return ['ngram_max','max_features','min_df',*own.get(model,['C'])]
 
 # %% ../nbs/21_models.ipynb #a53fbbb2

@@ -53,10 +53,13 @@ class TitlesModel(TfidfModel):
         "(n, n_labels) scores between 0 and 1; `ValueError` before `fit`."
         from scipy.special import expit
         if self.pipeline is None: raise ValueError(f"{self.name} has not been fitted")
-        if not len(records): return np.zeros((0,len(self.labels)))
+        return expit(self.log_odds(records)) if len(records) else np.zeros((0,len(self.labels)))
+
+    def log_odds(self, records:pd.DataFrame)->np.ndarray:
+        "(n, n_labels) sums of what the parts answer."
         segments = self._segments(records)
         joined = lambda which: [' '.join(t) for t in zip(*(segments[i] for i in which))]
-        return expit(sum(weight*_log_odds(p,joined(which)) for p,which,weight in self.parts))
+        return np.add.reduce([weight*_log_odds(p,joined(which)) for p,which,weight in self.parts])
 
     def save(self, folder:str|os.PathLike)->None:
         "Write `model.skops`, `vocabulary.txt`, the same of titles, and `recipe.json`."

@@ -35,6 +35,7 @@ from .provenance import device_name, seed_everything, timed, versions, write_pro
 from .records import check_dataset, read_records
 from .results import (Run, add_result, checkpoint_path, predictions_hash, predictions_path, predictions_table, result_row,
                                       results_path, read_results, write_decisions, write_predictions)
+from .vectors import kept_vectors
 from .thresholds import FEW, Calibration, apply_thresholds, calibrate, fit_calibration, fit_thresholds
 
 # %% ../nbs/22_train.ipynb #e65e5872
@@ -211,7 +212,7 @@ def n_parameters(
     """
     m:Any = model
     if m.kind=='encoder': return sum(p.numel() for p in m.model.parameters())
-    if m.kind=='baseline': return sum(_fitted_size(e) for p in {id(p):p for p,_,_ in m.parts}.values() for e in p[1].estimators_)
+    if m.kind=='baseline': return sum(_fitted_size(e) for e in m.estimators)
     if m.kind=='own' and (n := getattr(m.model,'n_parameters',None)) is not None: return int(n() if callable(n) else n)
     return None
 
@@ -241,7 +242,7 @@ def _cost(model:Model, log:Sequence[Mapping], fit:Mapping, scoring:Mapping, n_sc
 # %% ../nbs/22_train.ipynb #8662569c
 def _threads(m:Any)->int:
     "How many threads a model that is no encoder may use."
-    if m.kind=='baseline' and not hasattr(m.pipeline[1].estimators_[0],'estimators_'): return 1
+    if m.kind=='baseline' and m.terms_alone and not hasattr(m.pipeline[1].estimators_[0],'estimators_'): return 1
     return len(os.sched_getaffinity(0)) if hasattr(os,'sched_getaffinity') else os.cpu_count() or 1
 
 # %% ../nbs/22_train.ipynb #0df56026
@@ -325,7 +326,7 @@ def train(
     r = Run(model.name, loss_of(name,loss,s.root), fold, run, s.input.with_title, s.input.with_keywords, sampled)
     train_records,dev_records = sample_negatives(data.iloc[rows.train], labels, sampled, s.seed+run),data.iloc[rows.dev]
     with _only_one(s, r):
-        with timed() as took,peak_memory() as memory:
+        with timed() as took,peak_memory() as memory,kept_vectors(project_path(s,s.paths.results_dir)/'vectors'):
             identity = training_identity(s, name, r, file_hash(path), rows, loss, getattr(model,'base',None))
             with _clock() as fit: log = _fit(s, model, r, train_records, dev_records, identity, resume)
             with explain_memory(f'scoring dev and test with {model.name}', _advice(s,model)):

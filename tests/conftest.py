@@ -24,6 +24,16 @@ if signal.getsignal(signal.SIGINT)==signal.SIG_IGN: signal.signal(signal.SIGINT,
 if os.environ.get('IPBES_REAL_DATA'): os.environ['IPBES_REAL_DATA'] = str(Path(os.environ['IPBES_REAL_DATA']).resolve())
 
 
+# two processes take a file at a time, in this order: one runs the pages while the other runs all that starts Ray, which would disturb itself; then what takes minutes,
+# so that neither waits long for the other at the end
+FIRST = ('trials','pages','cluster','screen_ray','hpo','grid','grid_faults','docs','commands','assess','training','fill','bad_input','screen_corpus','zotero','formats','identity')
+
+def pytest_collection_modifyitems(items):
+    "Sort by file; tests of a file stay in their order."
+    rank = {f'test_{n}':i for i,n in enumerate(FIRST)}
+    items.sort(key=lambda item: rank.get(item.path.stem,len(rank)))
+
+
 @pytest.fixture(scope='session')
 def root()->Path:
     "The folder that holds settings.ini."

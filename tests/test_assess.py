@@ -304,7 +304,8 @@ def test_a_kill_in_a_step_changes_nothing(where, server, tmp_path, monkeypatch):
 RUN = "import sys; from ipbes_classifier.cli import main; sys.argv[0]='ipbes'; main()"
 
 
-@pytest.mark.parametrize('until', [pytest.param(6,marks=pytest.mark.long),14])
+@pytest.mark.long
+@pytest.mark.parametrize('until', [6,14])
 def test_a_killed_process_goes_on(until, server, tmp_path):
     "SIGKILL after some requests; the same command then gives the files of an undisturbed run."
     def start(name): return subprocess.Popen([sys.executable,'-c',RUN,'assess',str(tmp_path/name),'--label','TOX','--group',str(GROUP),'--sample','150',*settings(server,**{'api.batch_size':1})],

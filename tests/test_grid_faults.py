@@ -137,7 +137,8 @@ def begin(root, engine, fault='hold'):
     return job, json.loads((root/'begun').read_text())
 
 
-@pytest.mark.parametrize('engine,victim', [('ray','driver'), *(pytest.param(*x, marks=LONG) for x in (('here','kernel'),('here','driver'),('ray','kernel')))])
+@pytest.mark.long
+@pytest.mark.parametrize('engine,victim', [('ray','driver'),('here','kernel'),('here','driver'),('ray','kernel')])
 def test_a_killed_process_costs_no_more_than_its_report(undisturbed, tmp_path, engine, victim):
     root = make(tmp_path/'p')
     job,pids = begin(root, engine)

@@ -113,7 +113,8 @@ def test_memory_that_does_not_suffice_is_a_result_that_is_not_tried_again(toys, 
     assert len(list(marks.iterdir()))==3
 
 
-@pytest.mark.parametrize('after', [1,pytest.param(4, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize('after', [1,4])
 def test_a_killed_search_goes_on_to_the_same_result(toys, undisturbed, tmp_path, after):
     def start(pause): return subprocess.Popen([sys.executable,toys.__file__,str(tmp_path),str(pause)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     job = start(.1)
