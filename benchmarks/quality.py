@@ -1,7 +1,7 @@
 """How good are the models on real records? Run: IPBES_REAL_DATA=../shared/data python benchmarks/quality.py
 
 Five folds of `corpus.parquet`, near-duplicates together, each record tested once; thresholds, calibration and the ensemble's weights come from dev. Papers of `gold_titles.parquet` that are no record
-(`final.read_final_data` leaves out all that a record is a near-duplicate of) are further training rows of `tfidf-titles`, and of no other model; folds of a project hold records alone, so that
+(`final.read_final_data` leaves out all that a record is a near-duplicate of) are further training rows of `tfidf-titles` and `tfidf-vectors`, and of no other model; folds of a project hold records alone, so that
 models are fitted here and not by `ipbes run`. A classifier of source traits and an ensemble of the models stand beside them. A further row learns from before `--year` and is tested from then on.
 
 Each finished step stays done in `--work`, which also gets `negatives_to_judge.csv`, for people, and the report `benchmark.html`. Figures go to `benchmarks/results/benchmark.json`: measures and counts, no
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ipbes_classifier import compare, encoders, ensemble, final, folds, metrics, models, records, thresholds, titles, train
+from ipbes_classifier import compare, encoders, ensemble, final, folds, metrics, models, records, thresholds, titles, train, vectors
 from ipbes_classifier.compare import SOURCE_ONLY, Comparison, check_comparison, source_predictions
 from ipbes_classifier.config import Settings, label_names, load_config, model_training, resource_dir
 from ipbes_classifier.ensemble import fit_combination
@@ -37,8 +37,8 @@ import measures
 from measures import ALL, Tested, figures, flagged, overlap, restrict, tested
 from small_cut import machine, real_data, results_file, small_cut
 
-MODELS = ['tfidf-logreg','tfidf-titles']
-READS_TITLES = ['tfidf-titles'] # what learns from titles without abstract
+MODELS = ['tfidf-logreg','tfidf-titles','tfidf-vectors']
+READS_TITLES = ['tfidf-titles','tfidf-vectors'] # what learns from titles without abstract
 SETTINGS = ['folds.n_folds=5','folds.test_size=0.2','ensemble.method=weights','logging.progress=false','input.max_length=128',
             'models={minilm: {num_train_epochs: 3, learning_rate: 1e-4, per_device_train_batch_size: 16, gradient_accumulation_steps: 1, '
             'metric_for_best_model: eval_AP_macro, pos_weight: {IAS: 2, SUA: 8, VA: 8}, optional_negatives: 4000, early_stopping_patience: 0}}']
@@ -123,8 +123,9 @@ class Bench:
         if m.name in READS_TITLES: learn = pd.concat([learn,self.titles(before)], ignore_index=True)
         if m.kind=='encoder':
             learn,more = sample_negatives(learn, self.labels, model_training(self.s,model).optional_negatives, self.s.seed),dict(work_dir=self.steps.folder/'epochs'/split/m.name)
-        m.fit(learn, dev, **more)
-        return dict(dev=m.scores(dev).tolist(), test=m.scores(test).tolist())
+        with vectors.kept_vectors(self.steps.folder.parent/'vectors'):
+            m.fit(learn, dev, **more)
+            return dict(dev=m.scores(dev).tolist(), test=m.scores(test).tolist())
 
     def _source_scores(self, fold: Fold) -> dict[str,list]:
         "Of the source-only classifier, dev and test asked together."
@@ -217,7 +218,7 @@ def open_bench(data: Path, work: Path, names: list[str], year: int, overrides: l
     "Records as they are scored, and the folder of steps for just these records, settings and versions."
     s = load_config(root=Path(__file__).parents[1], overrides=overrides, env='')
     d = read_final_data(data, s)
-    code = [file_hash(Path(__file__)),*(file_hash(m.__file__) for m in (compare,encoders,ensemble,final,folds,metrics,models,records,thresholds,titles,train))]
+    code = [file_hash(Path(__file__)),*(file_hash(m.__file__) for m in (compare,encoders,ensemble,final,folds,metrics,models,records,thresholds,titles,train,vectors))]
     what = dict(data=[file_hash(p) for p in d.files], year=year, models=names, settings=[asdict(x) for x in (s.folds,s.input,s.baseline,s.ensemble,s.thresholds)], training=s.models, seed=s.seed, versions=versions(), code=code)
     return Bench(s, d, Steps(work/obj_hash(what)[:12]), names, year)
 

@@ -2,7 +2,7 @@
 
 Five folds of `corpus.parquet`, near-duplicates together. Candidates are compared on dev: fitted on three folds, scored on a fourth. The fifth is scored
 once, by finalists fitted on the other four. Titles of `gold_titles.parquet` that belong to no record are in every training set of the candidates that use them.
-Figures go to `benchmarks/results/tried.json`: means over the folds, no title, no abstract. Each finished step stays done in `--work`; vectors of the packaged encoder take half an hour of two processors.
+Figures go to `benchmarks/results/tried.json`: means over the folds, no title, no abstract. Each finished step stays done in `--work`; vectors of the packaged encoder take three quarters of an hour of two processors.
 """
 import argparse
 import time
@@ -60,7 +60,14 @@ class Counts:
     @cached_property
     def vectors(self) -> np.ndarray:
         "Of title and abstract as one text, its first 128 tokens."
-        return embeddings((self.text['title']+'. '+self.text['abstract'])[:self.n].tolist(), 128, self.work/'vectors')
+        return self.vectors_of(128)
+
+    @cached_property
+    def short_vectors(self) -> np.ndarray:
+        "The same of its first 64 tokens."
+        return self.vectors_of(64)
+
+    def vectors_of(self, tokens: int) -> np.ndarray: return embeddings((self.text['title']+'. '+self.text['abstract'])[:self.n].tolist(), tokens, self.work/'vectors')
 
 
 def tfidf(learn: sp.csr_matrix, *apply: sp.csr_matrix) -> list:
@@ -144,9 +151,9 @@ def together(c: Counts, train, test, share=.1) -> np.ndarray:
     return both(c,train,test)+share*rare*both(any_rare,train,test)
 
 
-def vectors(c: Counts, train, test, C=.001, titles=False) -> np.ndarray:
+def vectors(c: Counts, train, test, C=.001, titles=False, short=False) -> np.ndarray:
     "A classifier of vectors: of records, or of titles."
-    x,rows = (c.title_vectors,np.r_[train,c.extra]) if titles else (c.vectors,train)
+    x,rows = (c.title_vectors,np.r_[train,c.extra]) if titles else (c.short_vectors if short else c.vectors,train)
     scale = x[rows].std(0)+1e-6
     return np.column_stack([LogisticRegression(C=C,class_weight='balanced',max_iter=300).fit(x[rows]/scale,y).decision_function(x[test]/scale) for y in c.y[rows].T])
 
@@ -158,11 +165,25 @@ def neighbours(c: Counts, train, test, k=10) -> np.ndarray:
     return np.column_stack([mean(y==1)-mean(y==0) for y in c.y[train].T])
 
 
+def nearest_titles(c: Counts, train, test, k=10, short=False, asks='whole', others=False) -> np.ndarray:
+    "The same among titles, those without abstract too; a paper asks by title and abstract, or by its title. `others`: positives of other labels are no negatives."
+    rows = np.r_[train,c.extra]
+    near = (c.title_vectors if asks=='title' else c.short_vectors if short else c.vectors)[test]@c.title_vectors[rows].T
+    def mean(of): return np.partition(near[:,of],-k,axis=1)[:,-k:].mean(1)
+    return np.column_stack([mean(y==1)-mean(c.y[rows].sum(1)==0 if others else y==0) for y in c.y[rows].T])
+
+
+def with_vectors(c: Counts, train, test, weight=16., plane=.3, short=False, **how) -> np.ndarray:
+    "`tfidf-titles`, the nearest titles, and a classifier of vectors; with `short`, `tfidf-vectors`."
+    return both(c,train,test)+weight*nearest_titles(c,train,test,short=short,**how)+(plane*vectors(c,train,test,short=short) if plane else 0)
+
+
 def beside(c: Counts, train, test, weight: float, other: Callable) -> np.ndarray:
     "`tfidf-titles`, and the log-odds of another classifier."
     return both(c,train,test)+weight*other(c,train,test)
 
 
+WITH_VECTORS = 'whole + 0.3 titles, + 16 nearest titles, + 0.3 vectors, 64 tokens' # `tfidf-vectors`
 CANDIDATES: dict[str,Callable] = {
     'whole, C=1': partial(whole,C=1.), 'whole, C=10': whole, 'whole, C=10, no class weights': partial(whole,weight=None), 'whole, hinge, C=0.3': partial(whole,C=.3,hinge=True),
     'whole, words cut to 6 letters': partial(whole,stem=6), 'whole, suspect negatives left out of training': partial(whole,drop_suspects=True),
@@ -174,9 +195,13 @@ CANDIDATES: dict[str,Callable] = {
     'whole + 0.3 titles, + 0.1 which assessment': partial(beside,weight=.1,other=which), 'whole + 0.3 titles, + 0.1 rare labels as one': together,
     'whole + 0.3 titles, + 0.2 vectors of titles': partial(beside,weight=.2,other=partial(vectors,titles=True)),
     'whole + 0.3 titles, + 0.2 vectors': partial(beside,weight=.2,other=vectors), 'whole + 0.3 titles, + 0.5 vectors': partial(beside,weight=.5,other=vectors),
-    'whole + 0.3 titles, + 5 nearest vectors': partial(beside,weight=5.,other=neighbours)}
+    'whole + 0.3 titles, + 5 nearest vectors': partial(beside,weight=5.,other=neighbours), 'nearest titles': nearest_titles, 'nearest titles, asked by title': partial(nearest_titles,asks='title'),
+    'whole + 0.3 titles, + 8 nearest titles': partial(with_vectors,weight=8.,plane=0.), 'whole + 0.3 titles, + 16 nearest titles': partial(with_vectors,plane=0.),
+    'whole + 0.3 titles, + 16 nearest titles, asked by title': partial(with_vectors,plane=0.,asks='title'), 'whole + 0.3 titles, + 16 nearest 3 titles': partial(with_vectors,plane=0.,k=3),
+    'whole + 0.3 titles, + 16 nearest titles, + 0.3 vectors': with_vectors, 'whole + 0.3 titles, + 16 nearest titles, + 0.3 vectors, no positives of others': partial(with_vectors,others=True),
+    WITH_VECTORS: partial(with_vectors,short=True), 'whole + 0.3 titles, + 24 nearest titles, + 0.3 vectors, 64 tokens': partial(with_vectors,weight=24.,short=True)}
 BASE = 'whole + 0.3 titles'
-FINALISTS = ['whole, C=1','whole, C=10',BASE]
+FINALISTS = ['whole, C=1','whole, C=10',BASE,WITH_VECTORS]
 
 
 def rows_of(c: Counts, part: str, k: int) -> tuple[np.ndarray,np.ndarray]:
@@ -229,7 +254,7 @@ def main() -> None:
     hashes = {f:file_hash(data/f'{f}.parquet') for f in ('corpus','gold_titles')}
     c = Counts(data)
     c.work,folder,rows = o.work,o.work/obj_hash([hashes,file_hash(Path(__file__))])[:12],[]
-    c.characters,c.vectors,c.title_vectors # made first, so that their seconds are no candidate's  # noqa: B018
+    for made in ('characters','vectors','short_vectors','title_vectors'): getattr(c,made) # first, so that their seconds are no candidate's
     for part,names in (('test',FINALISTS),('dev',CANDIDATES)):
         done = {n:scored(c,n,part,folder) for n in names}
         rows += [r|dict(cpu_seconds=round(done[r['candidate']][1],1)) for r in measured(c,{n:s for n,(s,_) in done.items()},part,o.n_boot)]

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from .audit import Corpus, Design, open_corpus, read_sample, read_scores, strata_of
+from .audit import Corpus, Design, open_corpus, read_keys, read_sample, read_scores, strata_of
 from .prior_shift import prevalence_interval
 
 # %% ../nbs/35a_estimates.ipynb #c0000005
@@ -122,31 +122,32 @@ class Part:
     "Records of a corpus that count as found."
     name:str            # `selected`, or `first 100`
     k:int=0             # how many of the first ranks; 0: what is selected
-    score:float=-math.inf # of the last of them
-    ties:int=0          # of the records with that score, how many of the first
+    score:float=-math.inf # key of the last of them
+    ties:int=0          # of the records with that key, how many of the first
 
 # %% ../nbs/35a_estimates.ipynb #c0000034
 def _boundaries(corpus:Corpus, label:str, ks:Sequence[int])->list[Part]:
-    "The first `k` ranks for several `k`, by the scores; a `k` above the number of ranks is left out."
+    "The first `k` ranks for several `k`, by the keys that they were sorted by; a `k` above the number of ranks is left out."
     import pyarrow.parquet as pq
-    from ipbes_classifier.ranking import folder_name
+    from ipbes_classifier.ranking import _by_probability, _keys, folder_name
     place,parts,n = corpus.folder/'ranked'/folder_name(label),list[Part](),0
     if not place.is_dir(): raise FileNotFoundError(f"{place}: no ranks of {label}; `ipbes screen` makes them, at the end")
+    by_probability = _by_probability(corpus.parts,label)
     for p in sorted(place.glob('part-*.parquet')):
         here = [k for k in ks if n<k<=n+pq.read_metadata(p).num_rows]
         if here:
-            s = pq.read_table(p, columns=['score'], partitioning=None)['score'].to_numpy()
-            parts += [Part(f'first {k:,}', k, float(s[k-n-1])) for k in here]
+            keys = _keys(pq.read_table(p, partitioning=None), by_probability)
+            parts += [Part(f'first {k:,}', k, float(keys[k-n-1])) for k in here]
         n += pq.read_metadata(p).num_rows
     above = np.zeros(len(parts),dtype=np.int64)
-    for _,s,_ in read_scores(corpus,label): above += np.array([(s>p.score).sum() for p in parts], dtype=np.int64)
+    for _,s,_ in read_keys(corpus,label): above += np.array([(s>p.score).sum() for p in parts], dtype=np.int64)
     return [Part(p.name,p.k,p.score,p.k-int(a)) for p,a in zip(parts,above)]
 
 # %% ../nbs/35a_estimates.ipynb #c0000035
 def _inside(corpus:Corpus, label:str, parts:Sequence[Part])->Iterator[tuple[int,np.ndarray]]:
     "Of each file of scores the number of its first record, and (n, n_parts) of bool: which records belong to which part."
     seen = np.zeros(len(parts),dtype=np.int64)
-    for start,s,selected in read_scores(corpus,label):
+    for start,s,selected in read_keys(corpus,label):
         columns = []
         for j,p in enumerate(parts):
             tied = (s==p.score)&bool(p.k)

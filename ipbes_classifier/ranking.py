@@ -67,9 +67,10 @@ def order_keys(
     return (probabilities+TIE*scores)/(1+TIE)
 
 # %% ../nbs/31b_ranking.ipynb #1d28edff
-def _has_probabilities(table:'pa.Table')->bool:
-    "Has every row one?"
-    return 'probability' in table.column_names and not np.isnan(table['probability'].to_numpy()).any()
+def _by_probability(parts:Sequence[Path], label:str)->bool:
+    "Has every scored row of all parts a probability?"
+    tables = (_scored(p,label,True) for p in parts)
+    return all('probability' in t.column_names and not np.isnan(t['probability'].to_numpy()).any() for t in tables)
 
 # %% ../nbs/31b_ranking.ipynb #5ea500e0
 def _keys(table:Any, by_probability:bool)->np.ndarray:
@@ -133,7 +134,7 @@ def rank_scores(
     """
     import pyarrow.parquet as pq
     paths,counts = [Path(p) for p in parts],np.zeros(_N_BINS,dtype=np.int64)
-    by_probability = all(_has_probabilities(_scored(p,label,True)) for p in paths)
+    by_probability = _by_probability(paths,label)
     for p in paths: counts += np.bincount(_bin_of(_keys(_scored(p,label,True),by_probability)), minlength=_N_BINS)
     most_rows = max(most_rows, int(counts.sum())//_MOST_BUCKETS)
     with atomic_dir(out) as tmp, TemporaryDirectory(dir=tmp.parent, prefix='.rank-') as work:

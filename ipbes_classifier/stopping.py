@@ -17,7 +17,7 @@ from statistics import NormalDist
 import numpy as np
 import pandas as pd
 
-from .audit import open_corpus, read_sample, read_scores, scores_at
+from .audit import open_corpus, read_keys, read_sample, scores_at
 from .records import parse_labels, read_records
 
 # %% ../nbs/35b_stopping.ipynb #c0000005
@@ -252,9 +252,9 @@ def stopping(
 def _ranks(folder:str|os.PathLike, label:str, numbers:np.ndarray)->np.ndarray:
     "(n,) ranks of records of a screening; inf for what has no score."
     corpus = open_corpus(folder)
-    mine = scores_at(corpus,label,numbers)
+    mine = scores_at(corpus,label,numbers,read_keys)
     rank = np.where(np.isnan(mine),np.inf,1.)
-    for start,s,_ in read_scores(corpus,label):
+    for start,s,_ in read_keys(corpus,label):
         ordered = np.sort(s[~np.isnan(s)])
         low,high = (np.searchsorted(ordered,np.nan_to_num(mine),side=side) for side in ('left','right'))
         rank += len(ordered)-high+np.where(numbers>=start+len(s), high-low, 0)
