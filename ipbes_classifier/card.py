@@ -81,7 +81,7 @@ def _on_titles(t:'Trained')->str:
     def ap(x:Any, j:int)->str: return _number(average_precision(x.y[:,j],x.scores[:,j]))
     on_dev = ', '.join(f'{ap(t.titles.dev,j)} for {l} ({ap(t.dev,j)} with abstracts)' for j,l in enumerate(label_names(t.settings)) if l in t.titles.thresholds)
     return ('Papers without an abstract are decided by thresholds and calibration of their own (`thresholds_title.json`, `calibration_title.json`), fitted on dev with its abstracts taken '
-            f'away. AP there: {on_dev}. {told}').strip()
+            f'away. AP on dev, of titles alone: {on_dev}. {told}').strip()
 
 # %% ../nbs/20f_card.ipynb #35d36938
 def _negatives(n:int)->str:
@@ -134,9 +134,10 @@ def model_card(
     s,data_hash = t.settings,file_hash(project_path(t.settings,t.settings.paths.dataset))
     fields = ', '.join(['title']*s.input.with_title+['keywords']*s.input.with_keywords+['abstract'])
     authors = f"By {', '.join(s.card.authors)}. " if s.card.authors else ''
+    how = s.input.encoding+(f', at most {s.input.max_length} tokens' if t.model.kind in ('encoder','ensemble') else '')
     licence = 'No licence was chosen: ask before you use or share it.' if s.card.licence=='unknown' else f'Licence: {s.card.licence}.'
     return '\n\n'.join([card_metadata(t,data_hash), f'# {t.run.model} {t.run.loss}, fold {t.run.fold}, run {t.run.run}',
-        f"Multi-label classifier of publications for {', '.join(label_names(s))}. It reads {fields} ({s.input.encoding}, at most {s.input.max_length} tokens) and gives each label "
+        f"Multi-label classifier of publications for {', '.join(label_names(s))}. It reads {fields} ({how}) and gives each label "
         f'a score between 0 and 1. {_made_from(t)} {authors}{licence}',
         '## Intended use', INTENDED, '```python\nfrom ipbes_classifier.screen import Screener\nScreener.load("this/folder").score([dict(title="...", abstract="...")])\n```',
         '## How good it is', _measures(t), MEASURED.format(n=len(t.test.y))+_calibrated(t), _on_titles(t), '## Data', f'{_origin(s)} Data set: sha256 {data_hash[:12]}.', _data(t), SPLIT, '## Training', _learnt(t),

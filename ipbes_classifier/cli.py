@@ -307,11 +307,14 @@ def _unread_column(f:dict)->str:
     return f'nothing of {f["file"]} was kept: all {f["rows"]:,} rows are without {" and ".join(empty)}; is a column named otherwise than as Zotero, or than `title` and `abstract`?'
 
 # %% ../nbs/90_cli.ipynb #7a906bf1
+_LEGEND = """95 in a name: where 95 % of the relevant papers are found (read95: the share of all papers to read for it; precision95, TNR95 and WSS95: there; read99: the same for 99 %).
+recall100: of the first 100 papers. AP, roc_auc, brier and ECE need no threshold; the rest is of what is selected."""
+
 def _figures(table:'pd.DataFrame', digits:int=3)->str:
     "A table of `metrics_table` with a line for each measure."
     def show(name:str, v:float)->str: return '' if v!=v else f'{v:.0f}' if name in ('TP','FP','FN','TN') else f'{v:.{digits}f}'
     text = table.T.apply(lambda row: row.map(lambda v: show(str(row.name),v)), axis=1)
-    return text.rename_axis(columns=None).to_string(line_width=shutil.get_terminal_size().columns)
+    return f'{text.rename_axis(columns=None).to_string(line_width=shutil.get_terminal_size().columns)}\n{_LEGEND}'
 
 # %% ../nbs/90_cli.ipynb #5b87ccfb
 @app.command()

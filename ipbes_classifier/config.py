@@ -423,7 +423,8 @@ def _override(conf:DictConfig, item:str)->DictConfig:
     except yaml.YAMLError as e:
         raise ValueError(f"command line: `{key}`: {value[:60]!r} is not valid YAML; in a mapping each colon needs a blank after it, and the shell needs quotes around it all, as in 'models={{minilm: {{weight_decay: 0.5}}}}', or write the whole key: models.minilm.weight_decay=0.5") from e
     except OmegaConfBaseException as e:
-        raise ValueError(f"command line: `{key}`: {str(e).splitlines()[0]}") from e
+        how = "; labels are a list of names, as in 'labels=[{name: wetland},{name: bog}]'" if key=='labels' else ''
+        raise ValueError(f"command line: `{key}`: {str(e).splitlines()[0]}{how}") from e
 
 # %% ../nbs/00_config.ipynb #d3834d95
 def _check_sections(layer:DictConfig, where:str)->None:

@@ -234,10 +234,11 @@ def _mark(word:str, value:float, strongest:float)->str:
 def to_html(
     e:Explanation,                        # of one record
     fields:Sequence[str]=INPUT_FIELDS,    # which to show
+    decision:str='',                      # shown behind the score
 )->str:                                   # a `div`, escaped, with no script and nothing to load
     "The text of a record with its words marked: orange raises the score, purple with dots lowers it; the figure shows when pointed at."
     strongest = float(e.words.contribution.abs().max()) if len(e.words) else 0.
-    head = f'<p><b>{html.escape(e.label)}</b> score {e.score:.3f} <small>words by {html.escape(e.method)}; log-odds without them {e.rest:+.2f}</small></p>'
+    head = f'<p><b>{html.escape(e.label)}</b> score {e.score:.3f}{html.escape(f", {decision}") if decision else ""} <small>method: {html.escape(e.method)}; log-odds without these words {e.rest:+.2f}</small></p>'
     body = ''.join(f'<p class="{f}">{_marked(e,f,strongest)}</p>' for f in fields if e.texts.get(f))
     return f'<div class="explanation">{head}{body}</div>'
 
@@ -259,9 +260,15 @@ h2 {{font-size:1rem}} .explanation p {{margin:.3rem 0}} .title {{font-weight:bol
 """
 
 # %% ../nbs/34_explain.ipynb #587c718c
-def _article(n:int, ident:str, found:list[Explanation])->str:
-    "One record in HTML."
-    return f'<article><h2>{n}. {html.escape(ident)}</h2>'+''.join(map(to_html,found))+'</article>\n'
+def _article(n:int, ident:str, found:list[Explanation], scored:Mapping[str,Any])->str:
+    "One record in HTML, with what `Screener.score` says of it."
+    shown = ''.join(to_html(e,decision=_decision(e.label,scored)) for e in found)
+    return f'<article><h2>{n}. {html.escape(ident)}</h2>{shown}</article>\n'
+
+def _decision(label:str, scored:Mapping[str,Any])->str:
+    "In words: selected or not, and how probable relevance is where the model is calibrated."
+    p = scored.get(f'{label}_probability')
+    return ('selected' if scored[f'{label}_pred']==1 else 'not selected')+('' if p is None or p!=p else f', probability {p:.0%}')
 
 # %% ../nbs/34_explain.ipynb #316e917e
 def explain_file(
@@ -281,5 +288,5 @@ def explain_file(
     records = as_records(records[:first])
     by_label = [explain(screener,records,l,method) for l in labels or screener.labels]
     ids = [i or d or f'row {n}' for n,(i,d) in enumerate(zip(records['id'],records['doi']),1)]
-    write_text(out, _PAGE.format(version=html.escape(screener.version))+''.join(_article(n,i,list(e)) for n,(i,*e) in enumerate(zip(ids,*by_label),1))+'</body></html>\n')
+    write_text(out, _PAGE.format(version=html.escape(screener.version))+''.join(_article(n,i,list(e),t) for n,(i,t,*e) in enumerate(zip(ids,screener.score(records).to_dict('records'),*by_label),1))+'</body></html>\n')
     return len(records)

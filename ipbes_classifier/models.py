@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
+from difflib import get_close_matches
 from importlib import import_module
 from operator import attrgetter
 from pathlib import Path
@@ -503,7 +504,7 @@ def load_model(
 )->Model:                   # ready to score
     "Load a checkpoint of any kind; `FileNotFoundError` if it is none, `ValueError` if it is damaged or nobody wrote down what it reads and predicts."
     folder = Path(folder)
-    if not folder.is_dir(): raise FileNotFoundError(f"{folder} is no checkpoint: {'it is a file, and a checkpoint is a folder' if folder.exists() else 'there is no such folder'}")
+    if not folder.is_dir(): raise FileNotFoundError(f"{folder} is no checkpoint: {'it is a file, and a checkpoint is a folder' if folder.exists() else 'there is no such folder'}{_instead(folder)}")
     if not (folder/'recipe.json').exists(): raise _no_recipe(folder)
     kind = read_json(folder/'recipe.json', ['kind','name','labels','loss','input'])['kind']
     if not isinstance(kind,str) or kind not in KINDS: raise ValueError(f"{folder/'recipe.json'}: `kind` is {kind!r}; known: {', '.join(KINDS)}")
@@ -516,7 +517,14 @@ def _no_recipe(folder:Path)->Exception:
     if (folder/'config.json').exists():
         return ValueError(f"{folder} holds no recipe.json, so that nothing says what it reads and what its outputs mean; `ipbes convert {folder}` adds it "
                           "to checkpoints of IPBES-Classifier")
-    return FileNotFoundError(f"{folder} is no checkpoint: it holds neither recipe.json nor config.json")
+    return FileNotFoundError(f"{folder} is no checkpoint: it holds neither recipe.json nor config.json{_instead(folder)}")
+
+def _instead(folder:Path)->str:
+    "Which checkpoint was perhaps meant: one in the folder, or one beside it with nearly its name."
+    def checkpoints(where:Path)->list[str]: return sorted(p.parent.name for p in where.glob('*/recipe.json')) if where.is_dir() else []
+    if inside := checkpoints(folder): return f"; checkpoints in it: {', '.join(inside[:5])}{', ...' if inside[5:] else ''}"
+    near = get_close_matches(folder.name, checkpoints(folder.parent), 1)
+    return f'. Did you mean {folder.parent/near[0]}?' if near else '; `ipbes train` and `ipbes train-final` make one'
 
 # %% ../nbs/21_models.ipynb #bc090e0c
 @contextmanager

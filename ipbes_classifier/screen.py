@@ -143,7 +143,7 @@ def predict(
     out:str|os.PathLike,                 # .csv, .parquet or .xlsx: the scores; .ris or .bib: the records with scores in their notes
     batch_size:int=10_000,               # records in memory
     progress:bool=False,                 # show a bar
-    say:Callable[[str],None]|None=None,  # told in which runtime encoders run, if not in PyTorch's float32, and how many records lack text
+    say:Callable[[str],None]|None=None,  # told in which runtime encoders run, if not in PyTorch's float32, how many records lack text and how many were selected
     runtime:str='torch',                 # how encoders are run, as of `Screener.load`
     tolerance:float=.001,                # share of decisions that a runtime may flip
 )->Path:                                 # `out`
@@ -156,23 +156,25 @@ def predict(
     if out.suffix not in (*_TABLES,*_REFERENCES): raise ValueError(f"{out}: unknown suffix {out.suffix!r}; known are {', '.join((*_TABLES,*_REFERENCES))}")
     check_overwrite([path], [out])
     if out.suffix in _REFERENCES: check_decisions(path)
-    screener,notes = Screener.load(*models, runtime=runtime, tolerance=tolerance),Counter[str]()
+    screener,notes,chosen = Screener.load(*models, runtime=runtime, tolerance=tolerance),Counter[str](),Counter[str]()
     if say and screener.runtime: say(f'the encoders run in {screener.runtime}')
     with tqdm(unit='record', disable=not progress) as bar:
-        batches = _scored(path, screener, batch_size, notes, bar.update, keep_all=out.suffix in _REFERENCES)
+        batches = _scored(path, screener, batch_size, notes, chosen, bar.update, keep_all=out.suffix in _REFERENCES)
         if out.suffix in _REFERENCES: write_records((_with_scores(r,t) for r,t in batches), out, drop=_score_notes(screener.labels))
         else: _write_tables((t for _,t in batches), out)
     if say and (words := _lacking(notes,notes.total(),screener)): say(words)
+    if say: say(f"selected: {', '.join(f'{l} {chosen[l]:,}' for l in screener.labels)}")
     return out
 
 # %% ../nbs/30_screen.ipynb #dc8551a7
-def _scored(path:str|os.PathLike, screener:Screener, size:int, notes:Counter[str], done:Callable[[int],object], keep_all:bool)->Iterator[tuple[pd.DataFrame,pd.DataFrame]]:
-    "Batches of records with their scores; adds to `notes` as it goes; `ValueError` if there is no record."
+def _scored(path:str|os.PathLike, screener:Screener, size:int, notes:Counter[str], chosen:Counter[str], done:Callable[[int],object], keep_all:bool)->Iterator[tuple[pd.DataFrame,pd.DataFrame]]:
+    "Batches of records with their scores; adds to `notes`, and to what was `chosen`, as it goes; `ValueError` if there is no record."
     for records in iter_records(path, size, keep_all):
         table = screener.score(_numbered(records,notes.total()))
         table.insert(1, 'title', clean_texts(records['title'].tolist(),title=True))
         yield records,table
         notes.update(table.note)
+        chosen.update({l:int((table[f'{l}_pred']==1).sum()) for l in screener.labels})
         done(len(records))
     if not notes.total(): raise ValueError(f"{path} has a header and no records")
 

@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 
 from .audit import open_corpus, read_keys, read_sample, scores_at
+from .ranking import folder_name
 from .records import parse_labels, read_records
 
 # %% ../nbs/35b_stopping.ipynb #c0000005
@@ -201,6 +202,7 @@ class Stopping:
     confidence:float    # that it is reached
     p:float             # of the hypergeometric test
     more:int            # to be read at least until it lets one stop
+    ranked:int|None=None   # records that have a rank; None: not known
     relevant:int|None=None # in the simple random sample; None: there is none
     depth:float=math.nan   # to which the quantile rule says to read; inf: nowhere
     unread:int=0           # records of the sample that were not read, ...
@@ -216,7 +218,9 @@ def _said(s:Stopping)->str:
     so_far = f'{s.label or "the list"}: {s.read:,} of {s.size:,} records read, {s.found:,} relevant.'
     rests = 'as far as relevant records get clearly rarer down the list'
     if not s.more: return f'{so_far} By the hypergeometric test {asked} (p = {s.p:.3g}), {rests}.'
-    return f'{so_far} The hypergeometric test does not yet say that {asked} (p = {s.p:.3g}); at least {s.more:,} more are to be read.'
+    ends = s.ranked is not None and s.read+s.more>s.ranked
+    where = f' Only {s.ranked:,} have a rank: a first pass put the others aside, or they hold no text; screened with --no-cascade, all with text have one.' if ends else ''
+    return f'{so_far} The hypergeometric test does not yet say that {asked} (p = {s.p:.3g}); at least {s.more:,} more are to be read.{where}'
 
 # %% ../nbs/35b_stopping.ipynb #c0000054
 def _said_of_sample(s:Stopping)->list[str]:
@@ -238,10 +242,11 @@ def stopping(
     label:str='',                       # its name
     ranks:Sequence[float]|np.ndarray|None=None, # (m,) of all records of a simple random sample, inf for one without a rank
     sample:Sequence[int]|np.ndarray=(), # (m,) 0/1, their labels
+    ranked:int|None=None,               # how many records of the corpus have a rank, if that is known
 )->Stopping:
     "May one stop? `ValueError` as of `hypergeometric_p`."
     y = _check_reading(labels,size)
-    base = Stopping(label, size, len(y), int(y.sum()), target, confidence, hypergeometric_p(y,size,target), least_more(y,size,target,confidence))
+    base = Stopping(label, size, len(y), int(y.sum()), target, confidence, hypergeometric_p(y,size,target), least_more(y,size,target,confidence), ranked)
     if ranks is None: return base
     r,s = np.asarray(ranks,dtype=np.float64),_check_reading(sample,size)
     unread,missed = int((r>len(y)).sum()),int(s[r>len(y)].sum())
@@ -249,6 +254,12 @@ def stopping(
     return Stopping(**base.__dict__|dict(relevant=int(s.sum()), depth=depth(r[s==1],target,confidence), unread=unread, missed=missed, remainder_p=p))
 
 # %% ../nbs/35b_stopping.ipynb #c0000060
+def _n_ranked(folder:str|os.PathLike, label:str)->int|None:
+    "How many records of a screening have a rank; None if the label has none."
+    import pyarrow.parquet as pq
+    place = Path(folder)/'ranked'/folder_name(label)
+    return sum(pq.read_metadata(p).num_rows for p in place.glob('part-*.parquet')) if place.is_dir() else None
+
 def _ranks(folder:str|os.PathLike, label:str, numbers:np.ndarray)->np.ndarray:
     "(n,) ranks of records of a screening; inf for what has no score."
     corpus = open_corpus(folder)
@@ -273,12 +284,13 @@ def stopping_of(
 )->Stopping:
     "May one stop reading this list? `ValueError` if the size of the corpus is not known, or the sample is stratified."
     y = read_labels(path,label)
+    ranked = None if folder is None else _n_ranked(folder,label)
     if size is None:
         if folder is None: raise ValueError("how many records has the corpus? Name the folder of the screening, or their number (--size)")
         size = open_corpus(folder).size
-    if sample is None: return stopping(y, size, target, confidence, label)
+    if sample is None: return stopping(y, size, target, confidence, label, ranked=ranked)
     if folder is None: raise ValueError(f"{sample}: ranks of a sample's records stand in the folder of the screening; name it too")
     table = read_sample(sample,folder)
     if by := table.attrs['design'].by: raise ValueError(f"{sample} is stratified by the score of {by}; this rule needs a simple random sample, which `ipbes audit draw` makes without --by")
     if label not in table: raise ValueError(f"{sample} has no labels of {label!r}; it has {', '.join(table.columns[5:])}")
-    return stopping(y, size, target, confidence, label, _ranks(folder,label,table.number.to_numpy()), table[label].to_numpy())
+    return stopping(y, size, target, confidence, label, _ranks(folder,label,table.number.to_numpy()), table[label].to_numpy(), ranked)

@@ -234,6 +234,7 @@ class SheetWriter:
         self._book = xlsxwriter.Workbook(os.fspath(path), dict(constant_memory=True, strings_to_formulas=False, strings_to_urls=False, strings_to_numbers=False))
         self._book.set_properties(dict(created=datetime.datetime(2000,1,1,tzinfo=datetime.UTC)))
         self._sheet = self._book.add_worksheet('records')
+        self._sheet.freeze_panes(1, 0) # the header stays in sight
 
     def write(self, df:pd.DataFrame)->None:
         "Add the rows of a table, the first time its header; `ValueError` where Excel has no room."

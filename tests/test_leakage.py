@@ -177,7 +177,7 @@ def named(model, request): return request.getfixturevalue('encoder') if model=='
 def holding(folder): return [p for p in folder.rglob('*') if p.is_file() and MARK.encode() in p.read_bytes()]
 
 
-@pytest.mark.parametrize('model', ['tfidf-logreg','tfidf-titles','encoder',pytest.param('minilm',marks=pytest.mark.long)])
+@pytest.mark.parametrize('model', ['tfidf-logreg','tfidf-titles','tfidf-vectors','encoder',pytest.param('minilm',marks=pytest.mark.long)])
 def test_a_training_reads_no_test_record_before_it_scores(project, monkeypatch, request, model):
     g,fold = guarded(project, monkeypatch, 'ipbes_classifier.train')
     t = train(named(model,request), settings=project)
