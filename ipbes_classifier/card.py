@@ -104,13 +104,17 @@ def _origin(s:Settings)->str:
     return f"{s.card.data_source or 'Where the records are from was not written down.'} Configured files: {', '.join(files) or 'none'}."
 
 # %% ../nbs/20f_card.ipynb #b9ae19ac
+_SCRATCH = 'Fitted from scratch: word and word-pair frequencies (TF-IDF), then a classifier for each label'
+
 def _made_from(t:'Trained')->str:
     "What the model was before it was trained."
     m:Any = t.model
-    if base := getattr(m,'base',None): return f"Fine-tuned from `{base['model']}`"+''.join(f' ({k} {base[k][:12]})' for k in ('revision','sha256') if k in base)+', whose own licence and limits hold too.'
+    if base := getattr(m,'base',None):
+        how = 'Fine-tuned from' if m.kind=='encoder' else f'{_SCRATCH}, to which vectors are added of the encoder in this folder, which stayed as it was published:'
+        return f"{how} `{base['model']}`"+''.join(f' ({k} {base[k][:12]})' for k in ('revision','sha256') if k in base)+', whose own licence and limits hold too.'
     if m.kind=='ensemble': return 'An ensemble of '+', '.join(f'`{v}`' for v in m.versions.values())+'; their own cards say what they are made from.'
     if m.kind=='own': return f"A model of the project's own code, `{m.cls.__module__}:{m.cls.__qualname__}`, which is not in this folder."
-    return 'Fitted from scratch: word and word-pair frequencies (TF-IDF), then a classifier for each label.'
+    return f'{_SCRATCH}.'
 
 # %% ../nbs/20f_card.ipynb #25a0ef34
 def _learnt(t:'Trained')->str:

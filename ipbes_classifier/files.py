@@ -209,6 +209,8 @@ def atomic_dir(
         try:
             yield tmp
             tmp.chmod(0o777 & ~_umask())
+            for p in tmp.rglob('*'): # safetensors writes files that nobody else may read
+                if p.is_file() and not p.is_symlink(): p.chmod(p.stat().st_mode | (0o666 & ~_umask()))
             with locked(path): _swap(tmp, path)
         finally: shutil.rmtree(tmp, ignore_errors=True)
 
