@@ -146,7 +146,7 @@ def nearness(
     k:int,              # how many of the nearest count; all, if there are fewer
 )->np.ndarray:          # (n, n_labels), -2 to 2
     "Mean cosine of the `k` nearest that carry a label, less that of the `k` nearest that do not."
-    out,memory = np.zeros((len(queries),carries.shape[1])),memory.astype(np.float32)
+    out = np.zeros((len(queries),carries.shape[1]))
     def mean(x:np.ndarray)->np.ndarray: return np.partition(x,-(m := min(k,x.shape[1])),axis=1)[:,-m:].mean(1)
     for a in range(0,len(queries),512):
         cosine = queries[a:a+512]@memory.T
@@ -164,7 +164,7 @@ class VectorsModel(TitlesModel):
     terms_alone = False
     embedder:Any = None          # an `Embedder`
     vector_pipeline:Any = None   # scales vectors, then a classifier per label
-    memory:Any = None            # (n_titles, width) float16
+    memory:Any = None            # (n_titles, width) float32, rounded to float16, as which they are saved
     carries:Any = None           # (n_titles, n_labels)
 
     def fit(self, train:pd.DataFrame, dev:pd.DataFrame|None=None, **kwargs:Any)->'VectorsModel':
@@ -174,7 +174,7 @@ class VectorsModel(TitlesModel):
         y,(titles,abstracts) = label_matrix(train,self.labels),self._segments(train)
         whole,titled = _having(abstracts),_having(titles)
         self.vector_pipeline = self._plane().fit(vectors_of(self.embedder, _joined(titles,abstracts,whole)), y[whole])
-        self.memory,self.carries = vectors_of(self.embedder, [t for t,r in zip(titles,titled) if r]).astype(np.float16),y[titled]
+        self.memory,self.carries = vectors_of(self.embedder, [t for t,r in zip(titles,titled) if r]).astype(np.float16).astype(np.float32),y[titled]
         return self
 
     def log_odds(self, records:pd.DataFrame)->np.ndarray:
@@ -194,7 +194,7 @@ class VectorsModel(TitlesModel):
         super().save(folder)
         skops.io.dump([*self.vector_pipeline], Path(folder)/'model_vectors.skops')
         _renumber(Path(folder)/'model_vectors.skops')
-        save_file(dict(titles=self.memory, labels=self.carries.astype(np.int8)), Path(folder)/'titles.safetensors')
+        save_file(dict(titles=self.memory.astype(np.float16), labels=self.carries.astype(np.int8)), Path(folder)/'titles.safetensors')
 
     @property
     def estimators(self)->list[Any]:
@@ -226,7 +226,7 @@ class VectorsModel(TitlesModel):
         for name in ('model_vectors.skops','titles.safetensors'):
             if not (folder/name).exists(): raise no_weights(folder, name)
         self.vector_pipeline,t = make_pipeline(*_load_skops(folder/'model_vectors.skops')),load_file(folder/'titles.safetensors')
-        self.memory,self.carries = t['titles'],t['labels']
+        self.memory,self.carries = t['titles'].astype(np.float32),t['labels']
         self.embedder = Embedder.load(folder, self.settings.vector_tokens, read_json(folder/'recipe.json',['base'])['base'])
 
 # %% ../nbs/21e_vectors.ipynb #3e040e9b
