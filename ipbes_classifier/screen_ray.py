@@ -203,5 +203,5 @@ def score_on_ray(
 
 # %% ../nbs/32a_screen_on_ray.ipynb #9d9d0186
 def _can_use_gpu(scorer:Scorer)->bool:
-    "Is one of the models an encoder?"
-    return any(m.kind=='encoder' for m in scorer.screener.models)
+    "Is one of the models an encoder, or does it ask one?"
+    return any(m.kind=='encoder' or getattr(m,'embedder',None) is not None for m in scorer.screener.models)
