@@ -224,6 +224,7 @@ def _check_keys(section:str, values:Mapping[str,Any], labels:Sequence[str], sour
 # %% ../nbs/20c_best_settings.ipynb #dd3354d2
 def _check_number(key:str, value:Any, source:str)->None:
     "Refuse what cannot be a setting of a baseline."
+    if isinstance(getattr(Baseline,key),str) and isinstance(value,str) and value: return
     kind = int if isinstance(getattr(Baseline,key),int) else float
     if isinstance(value,bool) or not isinstance(value,(int,kind)) or value<=0:
         raise ValueError(f"{source}: `baseline.{key}` is {value!r}; {'a whole' if kind is int else 'a'} number above 0 would be right")

@@ -561,6 +561,7 @@ def check_settings(
     for key in ('test_size','dev_size','near_duplicate'): _between(f'folds.{key}', getattr(s.folds,key), 0, 1)
     _between('thresholds.recall', s.thresholds.recall, 0, 1.0001)
     _between('input.max_length', s.input.max_length, 7, float('inf'))
+    for key,least in (('nearest',0),('vector_tokens',3),('vector_C',0)): _between(f'baseline.{key}', getattr(s.baseline,key), least, float('inf'))
     _choice('input.encoding', s.input.encoding, ('pair','joined'))
     _choice('thresholds.method', s.thresholds.method, ('f1','f1_smooth','recall'))
     _choice('ensemble.method', s.ensemble.method, ('mean','weights','stacking'))

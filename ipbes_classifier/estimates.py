@@ -137,6 +137,7 @@ def _boundaries(corpus:Corpus, label:str, ks:Sequence[int])->list[Part]:
         here = [k for k in ks if n<k<=n+pq.read_metadata(p).num_rows]
         if here:
             keys = _keys(pq.read_table(p, partitioning=None), by_probability)
+            if (np.diff(keys)>0).any(): raise ValueError(f"{p}: these ranks do not follow the probabilities of the screening, as an earlier version made them; give the command of `ipbes screen` again, which ranks anew")
             parts += [Part(f'first {k:,}', k, float(keys[k-n-1])) for k in here]
         n += pq.read_metadata(p).num_rows
     above = np.zeros(len(parts),dtype=np.int64)

@@ -208,9 +208,10 @@ def atomic_dir(
         tmp = Path(tempfile.mkdtemp(dir=path.parent, prefix=f'.{path.name[:60]}-'))
         try:
             yield tmp
-            tmp.chmod(0o777 & ~_umask())
+            mask = _umask()
+            tmp.chmod(0o777 & ~mask)
             for p in tmp.rglob('*'): # safetensors writes files that nobody else may read
-                if p.is_file() and not p.is_symlink(): p.chmod(p.stat().st_mode | (0o666 & ~_umask()))
+                if not p.is_symlink(): p.chmod(p.stat().st_mode | ((0o777 if p.is_dir() else 0o666) & ~mask))
             with locked(path): _swap(tmp, path)
         finally: shutil.rmtree(tmp, ignore_errors=True)
 

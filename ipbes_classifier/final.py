@@ -27,7 +27,7 @@ from .files import atomic_dir, atomic_path, file_hash, locked, obj_hash, write_e
 from .folds import make_folds, near_duplicate_clusters
 from .memory import explain_memory
 from .metrics import evaluate
-from .models import BASELINES, Model, baseline_settings, known_model, make_model, model_hash
+from .models import BASELINES, Model, frozen_hash, known_model, make_model
 from .provenance import seed_everything, timed, versions, write_provenance
 from .records import check_dataset, clean_records, read_records
 from .results import Run, write_decisions
@@ -196,8 +196,7 @@ def final_card(
 # %% ../nbs/27a_train_final.ipynb #2daf774c
 def _work_of(out:Path, s:Settings, model:str, data:FinalData)->Path:
     "The working folder of just this work."
-    encoder = model_hash(s.baseline.encoder) if 'encoder' in baseline_settings(model) else ''
-    what = dict(data=[file_hash(p) for p in data.files], model=model, encoder=encoder, labels=label_names(s), input=asdict(s.input), baseline=asdict(s.baseline),
+    what = dict(data=[file_hash(p) for p in data.files], model=model, encoder=frozen_hash(model,s.baseline,s.root), labels=label_names(s), input=asdict(s.input), baseline=asdict(s.baseline),
                 n_folds=s.folds.n_folds, seed=s.seed, versions=versions())
     return out.with_name(f'.{out.name}.parts')/obj_hash(what)[:12]
 

@@ -29,7 +29,7 @@ from .files import file_hash, locked, obj_hash, write_json, write_text
 from .folds import read_fold
 from .losses import LOSSES
 from .metrics import METRICS
-from .models import INPUT_FIELDS, MODELS, Model, known_model, label_matrix, loss_of, make_model, model_hash
+from .models import INPUT_FIELDS, MODELS, Model, frozen_hash, known_model, label_matrix, loss_of, make_model, model_hash
 from .provenance import PACKAGES, device_name, seed_everything, versions
 from .search_space import Range, Space, first_point, nested, search_space, trial_settings, tune_space, warm_points
 from .vectors import kept_vectors
@@ -207,7 +207,7 @@ def _identity(p:Plan)->dict[str,Any]:
     t = dict(baseline=asdict(s.baseline)) if p.kind=='baseline' else dict(training=asdict(model_training(s,p.model)), device=device_name())
     return dict(key=p.key, model=p.model, data=p.data_hash, rows=p.rows, metric=p.metric, space={'.'.join(k):str(r) for k,r in p.space.items()},
                 first=p.first[-len(p.warm):] if p.warm else [], scheduler=asdict(s.hpo.scheduler), seed=s.seed, labels=label_names(s), input=asdict(s.input),
-                encoder=model_hash(p.model,s.root), code=own_code(s,p.model,p.loss_given), versions=_versions(), **t)
+                encoder=model_hash(p.model,s.root)+frozen_hash(p.model,s.baseline,s.root), code=own_code(s,p.model,p.loss_given), versions=_versions(), **t)
 
 def _versions()->dict[str,str]:
     "Of the packages that decide what a search finds."

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 # %% ../nbs/29_hub.ipynb #cd55ac26
 CHECKPOINT_FILES = ('README.md','LICENSE','LICENSE.*','recipe.json','thresholds.json','calibration.json','thresholds_title.json','calibration_title.json','predictions.json','provenance.json',
-                    'config.json','generation_config.json','*.safetensors','*.safetensors.index.json','model.skops','vocabulary.txt',
+                    'config.json','generation_config.json','*.safetensors','*.safetensors.index.json','model.skops','model_*.skops','vocabulary.txt','vocabulary_*.txt','measures.json',
                     'tokenizer.json','tokenizer_config.json','tokenizer.model','vocab.txt','vocab.json','merges.txt','special_tokens_map.json',
                     'added_tokens.json','spiece.model','sentencepiece*.model')  # what a checkpoint consists of
 

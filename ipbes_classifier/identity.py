@@ -22,7 +22,7 @@ from .config import Settings, label_names, model_training, project_path
 from .extensions import code_hashes, use_modules
 from .files import file_hash, obj_hash, read_json, write_json
 from .folds import fold_file, SPLITS
-from .models import BASELINES, is_own, known_model, model_hash, model_name
+from .models import BASELINES, frozen_hash, is_own, known_model, model_hash, model_name
 from .provenance import PACKAGES, versions
 from .results import Run, predictions_path
 from .tasks import Task, builds_on, report_path
@@ -148,7 +148,7 @@ def task_inputs(
     "All that a report is made from; `FileNotFoundError` if data set or folds are missing."
     return dict(task=t.name, parameters=_parameters(t), data=_data(s,t), settings=_settings(s,t), report=file_hash(report_path(s,t.report)),
                 code=report_code(report_path(s,t.report)), versions=_versions(t), members=dict(sorted((members or {}).items())), own=_own_code(s,t),
-                search=_found(s,t), model=model_hash(t.model,s.root), predictions=_read_predictions(s,t,expected or {}))
+                search=_found(s,t), model=model_hash(t.model,s.root)+frozen_hash(t.model,s.baseline,s.root), predictions=_read_predictions(s,t,expected or {}))
 
 # %% ../nbs/40b_identity.ipynb #3eca10a8
 def task_identity(

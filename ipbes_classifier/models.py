@@ -6,7 +6,7 @@
 __all__ = ['INPUT_FIELDS', 'BASELINES', 'KINDS', 'MODELS', 'SHORT_NAMES', 'Model', 'input_texts', 'TfidfModel',
            'baseline_settings', 'label_matrix', 'check_outputs', 'no_weights', 'write_recipe', 'register_model',
            'find_model', 'OwnModel', 'model_version', 'model_name', 'known_model', 'loss_of', 'is_own', 'model_hash',
-           'check_model_names', 'make_model', 'load_model', 'checkpoint_errors']
+           'frozen_hash', 'check_model_names', 'make_model', 'load_model', 'checkpoint_errors']
 
 # %% ../nbs/21_models.ipynb #a09f9cc6
 import os
@@ -472,6 +472,15 @@ def model_hash(
     if is_own(model): return obj_hash(_code(find_model(model,root)))
     files = sorted(p for p in Path(model).glob('*') if p.name=='config.json' or p.suffix=='.safetensors') if Path(model).is_dir() else []
     return obj_hash({p.name:file_hash(p) for p in files}) if files else ''
+
+# %% ../nbs/21_models.ipynb #2ef9508c
+def frozen_hash(
+    model:str,                # as given by a user
+    baseline:Baseline,        # settings
+    root:str|os.PathLike='.', # where modules are looked for first
+)->str:                       # as of `model_hash`; '' for a model that asks no encoder
+    "What the encoder consists of that a baseline asks and leaves as it is."
+    return model_hash(baseline.encoder,root) if 'encoder' in baseline_settings(model) else ''
 
 # %% ../nbs/21_models.ipynb #8a9b3ef3
 def check_model_names(

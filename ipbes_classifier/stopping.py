@@ -258,7 +258,7 @@ def _n_ranked(folder:str|os.PathLike, label:str)->int|None:
     "How many records of a screening have a rank; None if the label has none."
     import pyarrow.parquet as pq
     place = Path(folder)/'ranked'/folder_name(label)
-    return sum(pq.read_metadata(p).num_rows for p in place.glob('part-*.parquet')) if place.is_dir() else None
+    return sum(pq.read_metadata(p).num_rows for p in place.glob('part-*.parquet')) if label and place.is_dir() else None
 
 def _ranks(folder:str|os.PathLike, label:str, numbers:np.ndarray)->np.ndarray:
     "(n,) ranks of records of a screening; inf for what has no score."

@@ -237,7 +237,7 @@ def _cost(model:Model, log:Sequence[Mapping], fit:Mapping, scoring:Mapping, n_sc
     encoder,before = m.kind=='encoder',getattr(m,'seconds_before',0.)
     return dict(fit_seconds=round(fit['seconds']+before,3), resumed_after=round(before,3), fit_cpu_seconds=fit['cpu_seconds'], epochs=max((x['epoch'] for x in log if 'epoch' in x), default=None),
                 score_seconds=scoring['seconds'], score_cpu_seconds=scoring['cpu_seconds'], scored=n_scored, **memory, parameters=n_parameters(model),
-                device=device_name() if encoder else f'cpu ({_threads(m)} threads)')
+                device=device_name() if encoder or not getattr(m,'terms_alone',True) else f'cpu ({_threads(m)} threads)')
 
 # %% ../nbs/22_train.ipynb #8662569c
 def _threads(m:Any)->int:

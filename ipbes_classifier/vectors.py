@@ -47,11 +47,14 @@ class Embedder:
     @classmethod
     def load(cls, folder:str|os.PathLike, length:int, base:dict[str,str])->'Embedder':
         "Read what `save` wrote."
-        if not list(Path(folder).glob('*.safetensors')): raise no_weights(folder, 'model.safetensors')
-        return cls(*_bare(str(folder)), length, base)
+        if not list(Path(folder).glob('model*.safetensors')): raise no_weights(folder, 'model.safetensors')
+        return cls(*_bare(str(folder),use_safetensors=True), length, base)
 
     def save(self, folder:str|os.PathLike)->None:
-        "Write weights, as safetensors, and tokenizer."
+        "Write weights, as safetensors, and tokenizer; how the last texts were cut and filled up does not go with it."
+        if (fast := getattr(self.tokenizer,'backend_tokenizer',None)) is not None:
+            fast.no_truncation()
+            fast.no_padding()
         with _quiet():
             self.model.save_pretrained(folder)
             self.tokenizer.save_pretrained(folder)
@@ -70,12 +73,12 @@ class Embedder:
         return unit(out)
 
 # %% ../nbs/21e_vectors.ipynb #c476d996
-def _bare(source:str)->tuple['PreTrainedModel','PreTrainedTokenizerBase']:
+def _bare(source:str, **how:Any)->tuple['PreTrainedModel','PreTrainedTokenizerBase']:
     "An encoder without a head, and its tokenizer."
     import torch
     from transformers import AutoModel, AutoTokenizer
     with _hub_errors(source),_quiet():
-        model,tokenizer = AutoModel.from_pretrained(source, dtype=torch.float32),AutoTokenizer.from_pretrained(source)
+        model,tokenizer = AutoModel.from_pretrained(source, dtype=torch.float32, **how),AutoTokenizer.from_pretrained(source)
     with explain_memory(f'loading {source}', TOO_BIG): return model.to(best_device()),_with_words(tokenizer, model, source)
 
 # %% ../nbs/21e_vectors.ipynb #3ccdec2a
@@ -102,12 +105,15 @@ def kept_vectors(
 # %% ../nbs/21e_vectors.ipynb #fcfe0549
 _PART = 2000 # texts whose vectors are made and kept together
 
-def _known(folder:Path)->dict[str,tuple[np.ndarray,int]]:
-    "Where the vector of each text is: an array, and the row in it."
-    out:dict[str,tuple[np.ndarray,int]] = {}
-    for path in sorted(folder.glob('*.npz')):
-        with np.load(path) as z: names,x = z['texts'].tolist(),z['vectors']
-        out |= {name:(x,i) for i,name in enumerate(names)}
+def _known(folder:Path, wanted:set[str])->dict[str,np.ndarray]:
+    "The vectors of those texts that are there; what a killed process left half-written is passed over."
+    out:dict[str,np.ndarray] = {}
+    for path in sorted(folder.glob('[!.]*.npz')):
+        with np.load(path) as z:
+            here = {n:i for i,n in enumerate(z['texts'].tolist()) if n in wanted and n not in out}
+            if not here: continue
+            x = z['vectors'][list(here.values())]
+        out |= dict(zip(here,x))
     return out
 
 # %% ../nbs/21e_vectors.ipynb #f0a2e2c1
@@ -126,17 +132,17 @@ def vectors_of(
     from tqdm import tqdm
     folder = _FOLDER.get()
     if folder is None and len(texts)<=_PART: return encoder(texts)
-    names,known = [sha256(t.encode()).hexdigest()[:32] for t in texts],{}
+    names,known = [sha256(t.encode()).hexdigest()[:32] for t in texts],dict[str,np.ndarray]()
     if folder is not None:
         folder = folder/obj_hash(dict(encoder.base,length=encoder.length))[:16]
-        known = _known(folder)
+        known = _known(folder, set(names))
     new = {n:t for n,t in sorted(zip(names,texts), key=lambda x: (len(x[1]),x[0])) if n not in known}
     parts = [list(new)[i:i+_PART] for i in range(0,len(new),_PART)]
     for part in tqdm(parts, desc='vectors', unit_scale=_PART, unit='text', leave=False, disable=None if len(parts)>1 else True):
         x = encoder([new[n] for n in part])
-        known |= {n:(x,i) for i,n in enumerate(part)}
+        known |= dict(zip(part,x))
         if folder is not None: _keep(folder, part, x)
-    return np.array([known[n][0][known[n][1]] for n in names], np.float32).reshape(len(names),-1)
+    return np.array([known[n] for n in names], np.float32).reshape(len(names),-1)
 
 # %% ../nbs/21e_vectors.ipynb #afcdb4ba
 def nearness(
@@ -173,6 +179,7 @@ class VectorsModel(TitlesModel):
         super().fit(train)
         y,(titles,abstracts) = label_matrix(train,self.labels),self._segments(train)
         whole,titled = _having(abstracts),_having(titles)
+        label_matrix(train[titled], self.labels)
         self.vector_pipeline = self._plane().fit(vectors_of(self.embedder, _joined(titles,abstracts,whole)), y[whole])
         self.memory,self.carries = vectors_of(self.embedder, [t for t,r in zip(titles,titled) if r]).astype(np.float16).astype(np.float32),y[titled]
         return self

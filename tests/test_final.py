@@ -148,3 +148,22 @@ def test_all_of_it_is_learnt(folder, settings, made):
     data = read_final_data(folder, settings)
     alone = make_model('tfidf-vectors', settings).fit(_learnable(data))
     assert np.allclose(alone.scores(data.records), load_model(made.path).scores(data.records), atol=1e-5)  # vectors of other batches differ in their last digits
+
+
+def test_all_files_of_it_belong_to_a_checkpoint(made):
+    "So that `ipbes push` takes them, and a download from the hub is complete."
+    from ipbes_classifier.hub import checkpoint_files
+    assert set(checkpoint_files(made.path))=={p.name for p in made.path.iterdir()}
+
+
+def test_known_vectors_change_no_version(folder, settings, made, tmp_path):
+    "A tokenizer keeps how its last texts were cut; one that was never asked must be written the same."
+    from ipbes_classifier.models import model_version
+    from ipbes_classifier.vectors import kept_vectors
+    data,versions = _learnable(read_final_data(folder,settings)),[]
+    with kept_vectors(tmp_path/'vectors'):
+        for name in ('first','second'):
+            (tmp_path/name).mkdir()
+            make_model('tfidf-vectors',settings).fit(data).save(tmp_path/name)
+            versions.append(model_version(tmp_path/name))
+    assert versions[0]==versions[1]
