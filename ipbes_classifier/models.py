@@ -139,7 +139,7 @@ class TfidfModel:
     def save(self, folder:str|os.PathLike)->None:
         "Write `model.skops`, `vocabulary.txt` and `recipe.json`."
         _save_pipeline(self.pipeline, Path(folder))
-        write_recipe(self, folder, seed=self.seed, settings=asdict(self.settings), **self.recipe_more)
+        write_recipe(self, folder, seed=self.seed, settings=asdict(self.settings), **({'base':base} if (base := getattr(self,'base',None)) else {}))
 
     @property
     def parts(self)->list[tuple[Any,tuple[int,...],float]]:
@@ -150,11 +150,6 @@ class TfidfModel:
     def estimators(self)->list[Any]:
         "Fitted classifiers, each of one label."
         return [e for p in {id(p):p for p,_,_ in self.parts}.values() for e in p[1].estimators_]
-
-    @property
-    def recipe_more(self)->dict[str,Any]:
-        "What a kind of baseline says in recipe.json beside name, labels and settings."
-        return {}
 
     @classmethod
     def load(cls, folder:str|os.PathLike)->'TfidfModel':

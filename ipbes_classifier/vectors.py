@@ -159,6 +159,22 @@ def nearness(
         for j,y in enumerate(carries.T.astype(bool)): out[a:a+512,j] = mean(cosine[:,y])-mean(cosine[:,~y])
     return out
 
+# %% ../nbs/21e_vectors.ipynb #2e83ba35
+def _plane(C:float)->Any:
+    "The unfitted classifier of vectors."
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.multiclass import OneVsRestClassifier
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+    return make_pipeline(StandardScaler(with_mean=False), OneVsRestClassifier(LogisticRegression(C=C, class_weight='balanced', max_iter=300)))
+
+# %% ../nbs/21e_vectors.ipynb #62b23c49
+def _save_plane(pipeline:Any, path:Path)->None:
+    "Write a fitted classifier of vectors; equal ones give equal bytes."
+    import skops.io
+    skops.io.dump([*pipeline], path)
+    _renumber(path)
+
 # %% ../nbs/21e_vectors.ipynb #fd61dd05
 class VectorsModel(TitlesModel):
     """The baseline `tfidf-vectors`: the log-odds of `tfidf-titles`, how near the nearest titles of either kind are, and a linear classifier of the vector of title and abstract.
@@ -180,7 +196,7 @@ class VectorsModel(TitlesModel):
         y,(titles,abstracts) = label_matrix(train,self.labels),self._segments(train)
         whole,titled = _having(abstracts),_having(titles)
         label_matrix(train[titled], self.labels)
-        self.vector_pipeline = self._plane().fit(vectors_of(self.embedder, _joined(titles,abstracts,whole)), y[whole])
+        self.vector_pipeline = _plane(self.settings.vector_C).fit(vectors_of(self.embedder, _joined(titles,abstracts,whole)), y[whole])
         self.memory,self.carries = vectors_of(self.embedder, [t for t,r in zip(titles,titled) if r]).astype(np.float16).astype(np.float32),y[titled]
         return self
 
@@ -195,12 +211,10 @@ class VectorsModel(TitlesModel):
 
     def save(self, folder:str|os.PathLike)->None:
         "Write what `tfidf-titles` writes, the same of vectors, `titles.safetensors`, and the encoder."
-        import skops.io
         from safetensors.numpy import save_file
         self.embedder.save(folder)
         super().save(folder)
-        skops.io.dump([*self.vector_pipeline], Path(folder)/'model_vectors.skops')
-        _renumber(Path(folder)/'model_vectors.skops')
+        _save_plane(self.vector_pipeline, Path(folder)/'model_vectors.skops')
         save_file(dict(titles=self.memory.astype(np.float16), labels=self.carries.astype(np.int8)), Path(folder)/'titles.safetensors')
 
     @property
@@ -213,25 +227,11 @@ class VectorsModel(TitlesModel):
         "Which encoder it is."
         return self.embedder.base if self.embedder else encoder_base(self.settings.encoder)
 
-    @property
-    def recipe_more(self)->dict[str,Any]:
-        "What the checkpoint says beside name, labels and settings."
-        return dict(base=self.base)
-
-    def _plane(self)->Any:
-        "The unfitted classifier of vectors."
-        from sklearn.linear_model import LogisticRegression
-        from sklearn.multiclass import OneVsRestClassifier
-        from sklearn.pipeline import make_pipeline
-        from sklearn.preprocessing import StandardScaler
-        return make_pipeline(StandardScaler(with_mean=False), OneVsRestClassifier(LogisticRegression(C=self.settings.vector_C, class_weight='balanced', max_iter=300)))
-
     def _load_more(self, folder:Path)->None:
         from safetensors.numpy import load_file
         from sklearn.pipeline import make_pipeline
         super()._load_more(folder)
-        for name in ('model_vectors.skops','titles.safetensors'):
-            if not (folder/name).exists(): raise no_weights(folder, name)
+        if missing := [n for n in ('model_vectors.skops','titles.safetensors') if not (folder/n).exists()]: raise no_weights(folder, missing[0])
         self.vector_pipeline,t = make_pipeline(*_load_skops(folder/'model_vectors.skops')),load_file(folder/'titles.safetensors')
         self.memory,self.carries = t['titles'].astype(np.float32),t['labels']
         self.embedder = Embedder.load(folder, self.settings.vector_tokens, read_json(folder/'recipe.json',['base'])['base'])
