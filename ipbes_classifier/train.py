@@ -242,7 +242,7 @@ def _cost(model:Model, log:Sequence[Mapping], fit:Mapping, scoring:Mapping, n_sc
 # %% ../nbs/22_train.ipynb #8662569c
 def _threads(m:Any)->int:
     "How many threads a model that is no encoder may use."
-    if m.kind=='baseline' and m.terms_alone and not hasattr(m.pipeline[1].estimators_[0],'estimators_'): return 1
+    if m.kind=='baseline' and not hasattr(m.pipeline[1].estimators_[0],'estimators_'): return 1
     return len(os.sched_getaffinity(0)) if hasattr(os,'sched_getaffinity') else os.cpu_count() or 1
 
 # %% ../nbs/22_train.ipynb #0df56026
