@@ -128,15 +128,3 @@ def test_screening_in_readme_is_that_of_the_benchmark(root):
                  f"{r['cascade_to_loop']:.1f} times; {first['read_of_test']:.0%} are read, {lost['lost']} of {lost['selected']} selected papers lost, {lost['relevant_lost']} of {lost['relevant_selected']} relevant ones",
                  f"one by one {peak['loop']:.0%}, sorted batches {peak['torch']:.0%}, OpenVINO {peak['chosen']:.0%} | {q['gflop_per_record']:.1f} GFLOP a record", ', '.join(f'{l} {x:.2f}' for l,x in q['test_AP'].items()),
                  f"int8 was {int8['rate']/int8['torch_rate']:.1f} times as fast", f"it flipped {int8['flipped']} of {int8['decisions']:,} decisions"): assert says in readme, says
-
-
-def test_screening_by_vectors_in_readme_is_that_of_the_benchmark(root):
-    "Ratios, what is read, and what the first pass loses."
-    path = root/'benchmarks/results/screening_vectors.json'
-    if not path.exists(): pytest.skip(f'{path.name} was not made yet')
-    readme,q = (root/'README.md').read_text(),json.loads(path.read_text())
-    assert not q['quick'] and q['command']=='python benchmarks/screening_vectors.py' and q['n_test']>4000 and q['largest_difference_of_scores']<1e-4
-    r,first = q['ratios'],q['cascade']
-    lost = next(x for x in first['test'] if x['label']=='any')
-    for says in (f"{r['model_to_loop']:.1f} times the records a second; behind a first pass that is to keep 99 % of what is selected {r['cascade_to_loop']:.1f} times ({first['read_of_test']:.0%} are read), where nothing is relevant {r['cascade_irrelevant_to_loop']:.1f} times ({first['read_of_irrelevant']:.0%})",
-                 f"{lost['lost']} of {lost['selected']} selected papers lost, {lost['relevant_lost']} of {lost['relevant_selected']} relevant ones"): assert says in readme, says

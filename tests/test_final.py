@@ -144,8 +144,11 @@ def test_a_label_that_is_no_column(folder, tmp_path):
     assert not (tmp_path/'m').exists()
 
 
-def test_all_of_it_is_learnt(folder, settings, made):
+def test_all_of_it_is_learnt(folder, settings, made, tmp_path):
     data = read_final_data(folder, settings)
+    titles = train_final(folder, tmp_path/'titles', settings, 'tfidf-titles', say=lambda _: None)
+    alone = make_model('tfidf-titles', settings).fit(_learnable(data))
+    assert (alone.scores(data.records)==load_model(titles.path).scores(data.records)).all()
     alone = make_model('tfidf-vectors', settings).fit(_learnable(data))
     assert np.allclose(alone.scores(data.records), load_model(made.path).scores(data.records), atol=1e-5)  # vectors of other batches differ in their last digits
 
