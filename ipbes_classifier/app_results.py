@@ -221,7 +221,7 @@ def write_result(
         if kind=='ris': write_records(_with_scores(result.records.iloc[rows], scores.assign(title='')), path, drop=_score_notes(result.labels))
         else:
             table = pd.concat([scores[['id']],result.table[['doi','title','year']].iloc[rows],scores.drop(columns='id')], axis=1)
-            write_records(without_formulas(table) if kind=='csv' else table, path)
+            write_records(without_formulas(table) if kind=='csv' else table, path, mark=True)
         return path.read_bytes()
 
 # %% ../nbs/36a_app_results.ipynb #0562daa8

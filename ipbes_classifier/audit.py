@@ -270,7 +270,7 @@ def write_sample(
     texts = ['id','title','abstract','doi']
     if out.suffix in ('.csv','.tsv'): df[texts] = without_formulas(df[texts])
     if out.suffix=='.xlsx': df = _cut(df)
-    write_records(df.assign(**dict.fromkeys(design.labels,_TO_FILL[out.suffix])), out)
+    write_records(df.assign(**dict.fromkeys(design.labels,_TO_FILL[out.suffix])), out, mark=True)
     try: write_json(design_file(out), dict(screening=design.screening, seed=design.seed, labels=design.labels, rows=design.rows, by=design.by, cuts=design.cuts,
                                            strata=[asdict(s) for s in design.strata], drawn=design.drawn.to_dict('records')))
     except OSError:

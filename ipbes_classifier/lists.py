@@ -139,7 +139,7 @@ def _cut(df:pd.DataFrame)->pd.DataFrame:
     return df.assign(**{str(c): df[c].map(lambda s: s if not isinstance(s,str) or len(s)<=most else s[:most-1]+'…') for c in df if not pd.api.types.is_numeric_dtype(df[c])})
 
 # %% ../nbs/33_lists.ipynb #47c95635
-def _write_csv(path:Path, table:pd.DataFrame, **more:Any)->None: write_records(without_formulas(table), path)
+def _write_csv(path:Path, table:pd.DataFrame, **more:Any)->None: write_records(without_formulas(table), path, mark=True)
 def _write_xlsx(path:Path, table:pd.DataFrame, **more:Any)->None: tables.write(_cut(table), path)
 
 # %% ../nbs/33_lists.ipynb #91f1c172

@@ -9,6 +9,7 @@ __all__ = ['FURTHER', 'FIELDS', 'clean_text', 'clean_texts', 'normalise_doi', 'n
            'check_dataset']
 
 # %% ../nbs/10_records.ipynb #0d187b05
+import codecs
 import csv
 import html
 import io
@@ -575,11 +576,13 @@ def parse_labels(
     return np.array([known[s] for s in texts], dtype=np.int8)
 
 # %% ../nbs/10_records.ipynb #b07a263f
-def _write_table(table, path):
+def _write_table(table, path, mark=False):
     "An Arrow table as CSV or parquet, by suffix."
     import pyarrow.csv as pc, pyarrow.parquet as pq
-    if Path(path).suffix.lower()=='.parquet': pq.write_table(table, path, compression='zstd')
-    else: pc.write_csv(table, path, _csv_options(path))
+    if Path(path).suffix.lower()=='.parquet': pq.write_table(table, path, compression='zstd'); return
+    with open(path,'wb') as f:
+        if mark: f.write(codecs.BOM_UTF8)
+        pc.write_csv(table, f, _csv_options(path))
 
 def _csv_options(path):
     import pyarrow.csv as pc
@@ -627,6 +630,7 @@ def write_records(
     path:str|os.PathLike,                   # .csv, .tsv, .parquet, .xlsx, .ris, .bib, or .txt for the plain text of Web of Science
     layout:str|None=None,                   # of a table: one of `tables.LAYOUTS`, the columns of another program; None or 'records' for those it has
     drop:Sequence[str]=(),                  # columns of notes about which the records have the last word: '' takes the note out of a reference
+    mark:bool=False,                        # begin a .csv or .tsv with the byte-order mark, without which Excel takes UTF-8 for another encoding
 )->Path:                                    # `path`
     """Write records atomically; the same records give the same bytes. What was read with `keep_all` goes back as it was where nobody changed it.
 
@@ -640,7 +644,7 @@ def write_records(
     if suffix not in _TABLE: return _write_references(frames, path, drop)
     table = _frame_of(_as_read(_one_decision(f) if layout=='asreview' else f, layout or suffix) for f in frames)
     if layout: table = to_layout(table.drop(columns='original',errors='ignore'), layout)
-    return _write_workbook(table,path) if suffix=='.xlsx' else _write_flat(table,path)
+    return _write_workbook(table,path) if suffix=='.xlsx' else _write_flat(table,path,mark)
 
 # %% ../nbs/10_records.ipynb #edd31f22
 _TABLE,_WRITTEN = ('.csv','.tsv','.parquet','.xlsx'),('.csv','.tsv','.parquet','.xlsx','.ris','.bib','.txt')
@@ -651,14 +655,14 @@ def _frame_of(frames):
     if not frames: raise ValueError("there are no records to be written")
     return frames[0] if len(frames)==1 else _joined(frames)
 
-def _write_flat(df, path):
+def _write_flat(df, path, mark=False):
     "Write CSV or parquet; a CSV has no room for lists."
     import pyarrow as pa
     if path.suffix.lower()!='.parquet': df = df.assign(**{c: _strings(df[c]) for c in df if df[c].dtype==object and df[c].map(lambda v: isinstance(v,(list,dict,np.ndarray))).any()})
     try: table = pa.Table.from_pandas(df, preserve_index=False).replace_schema_metadata(None)
     except (pa.ArrowException,UnicodeEncodeError) as e: raise ValueError(f"{path}: records cannot be written: {e}") from e
     with atomic_path(path) as tmp:
-        _write_table(table, tmp)
+        _write_table(table, tmp, mark)
         if path.suffix.lower()!='.parquet': _check_bytes(tmp)
     return path
 

@@ -15,7 +15,7 @@ from . import audit
 from .config import find_root, resource_dir
 from .execution import execute_notebook, is_whole, strip_execution
 from .files import atomic_path
-from .lists import check_labels, read_screening
+from .lists import check_labels, check_unchanged, listed, read_screening
 from .report_html import notebook_to_html
 from .screen_figures import read_sample
 from .screen_report import find_models
@@ -65,6 +65,7 @@ def report_screening(
     if label_sample: audit.read_sample(label_sample, folder) if audit.design_file(label_sample).exists() else read_sample(label_sample, m)
     find_models(folder, m, models)
     check_labels(m, list(prevalence or ()))
+    check_unchanged(folder, m, [f for l in check_labels(m,None) for f in listed(folder,l,n)['file'].unique()])
     if bad := {l:p for l,p in (prevalence or {}).items() if not 0<p<1}: raise ValueError(f"a prevalence is a share above 0 and below 1; got {bad}")
     parameters = dict(folder=os.fspath(folder), label_sample=os.fspath(label_sample or ''), models=[os.fspath(x) for x in models], n=n, top=top, prevalence=dict(prevalence or {}), note=note)
     return execute_single(_report('screen'), Path(out or Path(folder)/'report')/'screen.ipynb', parameters)

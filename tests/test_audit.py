@@ -106,7 +106,7 @@ def test_a_sample_drawn_twice_is_the_same_bytes_and_shows_no_score(found, tmp_pa
     assert (tmp_path/'a.design.json').read_bytes()==(tmp_path/'b.design.json').read_bytes()
     table = read_records(tmp_path/f'a{suffix}')
     assert not [c for c in table if 'score' in c or 'pred' in c or 'prob' in c or c in ('rank','note','stratum','number')]
-    if suffix in ('.csv','.tsv'): assert (tmp_path/f'a{suffix}').read_text().splitlines()[0].replace('"','').replace('\t',',')=='file,row,id,title,abstract,year,doi,A,B'
+    if suffix in ('.csv','.tsv'): assert (tmp_path/f'a{suffix}').read_text('utf-8-sig').splitlines()[0].replace('"','').replace('\t',',')=='file,row,id,title,abstract,year,doi,A,B'
     design = json.loads(design_file(tmp_path/'a.csv').read_text())
     assert design['rows']==600 and sum(s['drawn'] for s in design['strata'])==40 and design['by']=='A'
 

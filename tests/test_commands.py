@@ -70,6 +70,7 @@ def test_predict_gives_a_row_per_record_in_order(project):
     out = ipbes('predict', 'raw/unseen.csv', '-m', 'results/final_model/best_model_cross_val_BCE_Ensemble_fold-0', '-o', 'scored.csv', cwd=project)
     a,papers = pd.read_csv(project/'scored.csv'), pd.read_csv(project/'raw/unseen.csv')
     assert 'scored.csv' in out and list(a['id'])==list(papers['id'])
+    assert 'selected: '+', '.join(f"{l} {a[f'{l}_pred'].sum()}" for l in ('IAS','SUA','VA')) in out
     assert a.filter(like='_score').notna().all(axis=None) and a['model'].nunique()==1
 
 
@@ -95,6 +96,9 @@ def test_metrics_of_a_prediction_file_are_its_row_of_results(project):
     row = pd.read_csv(project/'results/metrics/results.csv').set_index('model_name').loc['minilm']
     for k in ('AP_macro','f1_IAS','MCC','TP_VA','brier_SUA'): assert m[k]==pytest.approx(row[k], rel=1e-12), k
     assert read_predictions(file).labels==['IAS','SUA','VA']
+    table,legend = ipbes('metrics', file, cwd=project).split('95 in a name')
+    told = {'read95','precision95','TNR95','WSS95','read99','recall100','AP','roc_auc','brier','ECE'}
+    assert told<={l.split()[0] for l in table.splitlines() if l.strip()} and all(n in legend for n in told)
 
 
 @pytest.mark.long
@@ -119,6 +123,9 @@ def test_run_skips_what_is_done_and_goes_on_past_a_failure(project):
     (['train','-m','no-such/encoder'], 'model hub'),
     (['ensemble','-f','1','-m','tfidf-svm','-m','tfidf-random-forest'], 'ipbes train'),
     (['predict','raw/unseen.csv','-m','results','-o','x.csv'], 'is no checkpoint'),
+    (['predict','raw/unseen.csv','-m','results/final_model','-o','x.csv'], 'checkpoints in it: best_model_cross_val_'),
+    (['predict','raw/unseen.csv','-m','results/final_model/best_model_cross_val_logloss_tfidf-logregg_fold-0','-o','x.csv'], 'Did you mean results/final_model/best_model_cross_val_logloss_tfidf-logreg_fold-0?'),
+    (['train','labels=wetland'], "'labels=[{name: wetland},{name: bog}]'"),
     (['predict','nowhere.csv','-m','results/final_model/best_model_cross_val_logloss_tfidf-logreg_fold-0','-o','x.csv'], 'nowhere.csv'),
     (['preprocess','--positives','ias.csv'], 'LABEL=FILE'),
     (['preprocess','--positives','XXX=ias.csv'], 'no label XXX'),

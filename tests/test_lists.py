@@ -1,4 +1,5 @@
 "Reading lists of a screening: safe to open, whole or not there, the records that were screened; and the report beside them."
+import codecs
 import csv
 import multiprocessing
 import os
@@ -18,6 +19,7 @@ from typer.testing import CliRunner
 from ipbes_classifier.audit import draw, write_sample
 from ipbes_classifier.cli import app
 from ipbes_classifier.config import load_config
+from ipbes_classifier.formats import open_text
 from ipbes_classifier.lists import COLUMNS, FORMATS, read_screening, write_lists
 from ipbes_classifier.models import make_model
 from ipbes_classifier.records import clean_text, layout_of, read_records, write_records
@@ -78,7 +80,7 @@ def found(lake, checkpoint): return screen(lake, [checkpoint], 'found', batch_si
 
 
 def csv_rows(path):
-    with open(path, newline='', encoding='utf-8') as f: return list(csv.reader(f))
+    with open(path, newline='', encoding='utf-8-sig') as f: return list(csv.reader(f))
 
 
 def ipbes(*args, **kw): return subprocess.run([IPBES,*map(str,args)], capture_output=True, text=True, env=os.environ|dict(COLUMNS='120',OMP_NUM_THREADS='1'), timeout=300, **kw)
@@ -182,6 +184,17 @@ def test_wrong_input_is_one_sentence(found, lake, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path/'other')
     with pytest.raises(FileNotFoundError, match='is not there, seen from .*; give the command in the folder'): write_lists('../found')
     assert not (tmp_path/'found/lists').exists()
+    with pytest.raises(FileNotFoundError, match='is not there, seen from .*; give the command in the folder'): report_screening('../found')
+    assert not (tmp_path/'found/report').exists()
+
+
+def test_excel_knows_the_encoding_of_what_people_open(found):
+    done, = write_lists(found, 100, ['A'], ['csv'])
+    write_sample(draw(found,30), found, 's.csv')
+    for path in (done.files[0],'s.csv'):
+        assert Path(path).read_bytes().startswith(codecs.BOM_UTF8)
+        assert [c for c in pd.read_csv(path) if not c.isascii()]==[]
+        assert next(csv.reader(open_text(path)))[0] in ('rank','file')
 
 
 def test_a_screening_under_way_is_refused(found):

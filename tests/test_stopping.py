@@ -136,6 +136,11 @@ def test_labels_out_of_range_are_refused():
         with pytest.raises(ValueError): f()
 
 
+def test_where_a_list_ends_before_one_may_stop_it_says_so():
+    y = [1]+[0]*40
+    assert 'Only 50 have a rank' in str(stopping(y,4000,ranked=50)) and 'rank' not in str(stopping(y,4000,ranked=4000)) and 'rank' not in str(stopping(y,4000))
+
+
 def test_the_command_says_it(tmp_path):
     (tmp_path/'l.txt').write_text('1\n'+'0\n'*380)
     run = lambda *a: CliRunner().invoke(app,['audit','stop',str(tmp_path/'l.txt'),*a])
