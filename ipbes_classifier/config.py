@@ -124,8 +124,10 @@ class Baseline:
     vector_tokens:int = 64                               # of title and abstract, that it reads
     nearest:int = 10                                     # titles with a label, and without, that a paper is compared with
     nearest_weight:float = 16.                           # what the difference of their mean cosines counts in log-odds
-    vector_C:float = 0.001                               # inverse regularisation of its classifier of vectors
-    vector_weight:float = 0.3                            # what the log-odds of the latter count
+    nearest_records:int = 3                              # the same of records with abstract
+    records_weight:float = 24.                           # what the difference of their mean cosines counts beside ratios of words
+    many:int = 2000                                      # positives with which a label lets ratios and records count for half of `many_weight`
+    many_weight:float = 2.                               # what ratios and records count where a label has very many positives
 
 # %% ../nbs/00_config.ipynb #61ea61b4
 @dataclass
@@ -561,7 +563,7 @@ def check_settings(
     for key in ('test_size','dev_size','near_duplicate'): _between(f'folds.{key}', getattr(s.folds,key), 0, 1)
     _between('thresholds.recall', s.thresholds.recall, 0, 1.0001)
     _between('input.max_length', s.input.max_length, 7, float('inf'))
-    for key,least in (('nearest',0),('vector_tokens',3),('vector_C',0)): _between(f'baseline.{key}', getattr(s.baseline,key), least, float('inf'))
+    for key,least in (('nearest',0),('nearest_records',0),('vector_tokens',3),('many',0)): _between(f'baseline.{key}', getattr(s.baseline,key), least, float('inf'))
     _choice('input.encoding', s.input.encoding, ('pair','joined'))
     _choice('thresholds.method', s.thresholds.method, ('f1','f1_smooth','recall'))
     _choice('ensemble.method', s.ensemble.method, ('mean','weights','stacking'))

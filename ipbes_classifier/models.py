@@ -177,7 +177,7 @@ def baseline_settings(
     "The settings below `baseline:` that a baseline reads."
     titles = ['whole_C','title_C','title_weight']
     own = {'tfidf-random-forest':['n_estimators'], 'tfidf-titles':titles,
-           'tfidf-vectors':[*titles,'encoder','vector_tokens','nearest','nearest_weight','vector_C','vector_weight']}
+           'tfidf-vectors':[*titles,'encoder','vector_tokens','nearest','nearest_weight','nearest_records','records_weight','many','many_weight']}
     return ['ngram_max','max_features','min_df',*own.get(model,['C'])]
 
 # %% ../nbs/21_models.ipynb #a53fbbb2
