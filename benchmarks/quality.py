@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ipbes_classifier import compare, encoders, ensemble, final, folds, metrics, models, records, thresholds, titles, train, vectors
+from ipbes_classifier import compare, encoders, ensemble, final, folds, metrics, models, ratios, records, thresholds, titles, train, vectors
 from ipbes_classifier.compare import SOURCE_ONLY, Comparison, check_comparison, source_predictions
 from ipbes_classifier.config import Settings, label_names, load_config, model_training, resource_dir
 from ipbes_classifier.ensemble import fit_combination
@@ -218,7 +218,7 @@ def open_bench(data: Path, work: Path, names: list[str], year: int, overrides: l
     "Records as they are scored, and the folder of steps for just these records, settings and versions."
     s = load_config(root=Path(__file__).parents[1], overrides=overrides, env='')
     d = read_final_data(data, s)
-    code = [file_hash(Path(__file__)),*(file_hash(m.__file__) for m in (compare,encoders,ensemble,final,folds,metrics,models,records,thresholds,titles,train,vectors))]
+    code = [file_hash(Path(__file__)),*(file_hash(m.__file__) for m in (compare,encoders,ensemble,final,folds,metrics,models,ratios,records,thresholds,titles,train,vectors))]
     what = dict(data=[file_hash(p) for p in d.files], year=year, models=names, settings=[asdict(x) for x in (s.folds,s.input,s.baseline,s.ensemble,s.thresholds)], training=s.models, seed=s.seed, versions=versions(), code=code)
     return Bench(s, d, Steps(work/obj_hash(what)[:12]), names, year)
 

@@ -402,7 +402,7 @@ def _scorer(models:Sequence[str|os.PathLike], first_pass:FirstPass|bool|None, ch
     if first_pass is not None and not isinstance(first_pass,bool): return Scorer(screener, first_pass)
     place = cascade_folder(checkpoint_folder(models[0]), screener.version)
     wanted = first_pass or (first_pass is None and place.exists())
-    return Scorer(screener, load_cascade(place,screener.version) if wanted else None)
+    return Scorer(screener, load_cascade(place,screener.version,screener) if wanted else None)
 
 # %% ../nbs/32_screen_corpus.ipynb #2b14d178
 def _run(job:Job, engine:Callable[[Job],None], took:dict)->Screened:

@@ -23,7 +23,7 @@ from .files import atomic_path, obj_hash, read_json
 from .memory import explain_memory
 from .models import label_matrix, no_weights
 from .ratios import Ratios
-from .titles import TitlesModel, _having
+from .titles import TitlesModel, _having, _log_odds
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -224,10 +224,16 @@ class VectorsModel(TitlesModel):
 
     def log_odds(self, records:pd.DataFrame)->np.ndarray:
         "(n, n_labels) sums of what the parts answer."
+        v,s = vectors_of(self.embedder, _joined(*self._segments(records))),self.settings
+        near = s.nearest_weight*self.titles.nearness(v,s.nearest)+self.share*s.records_weight*self.records.nearness(v,s.nearest_records)
+        return self.quick_log_odds(records)+near
+
+    def quick_log_odds(self, records:pd.DataFrame)->np.ndarray:
+        "(n, n_labels) what the words alone say: all but what needs the encoder."
         segments,s = self._segments(records),self.settings
-        v = vectors_of(self.embedder, _joined(*segments))
-        more = self.ratios.log_odds(self._words(*segments))+s.records_weight*self.records.nearness(v,s.nearest_records)
-        return super().log_odds(records)+s.nearest_weight*self.titles.nearness(v,s.nearest)+self.share*more
+        x = self._words(*segments)
+        titled = np.add.reduce([_log_odds(self.title_pipeline,list(t)) for t in segments])
+        return np.column_stack([e.decision_function(x) for e in self.pipeline[1].estimators_])+s.title_weight*titled+self.share*self.ratios.log_odds(x)
 
     def save(self, folder:str|os.PathLike)->None:
         "Write what `tfidf-titles` writes, `known.safetensors`, and the encoder."

@@ -7,9 +7,11 @@ import pandas as pd
 import pytest
 from scipy.stats import norm
 
-from ipbes_classifier.cascade import (N_FEATURES, Asked, _cross_fitted, allowed_losses, cascade_folder, find_cascade, find_cut, fit_cascade, hash_words,
-                                      load_cascade, measure_cascade, save_cascade, selects)
+from ipbes_classifier.cascade import (Asked, _cross_fitted, allowed_losses, cascade_folder, find_cascade, find_cut, fit_cascade, load_cascade, make_cascade,
+                                      measure_cascade, save_cascade, selects)
 from ipbes_classifier.config import load_config
+from ipbes_classifier.final import train_final
+from ipbes_classifier.first_pass import N_FEATURES, Hashed, Quick, hash_words
 from ipbes_classifier.models import make_model
 from ipbes_classifier.records import write_records
 from ipbes_classifier.results import write_decisions
@@ -70,11 +72,11 @@ def test_unlabelled_records_make_up_for_a_small_dev(screener):
 
 def test_no_unlabelled_record_is_scored_by_a_first_pass_that_knew_it():
     "A word of one record alone, with an extreme margin, must not show in its own score."
-    def ask(n,margin): return Asked(hash_words(pd.DataFrame(dict(title=[f'only{i}' for i in range(n)], abstract=['same words']*n))), margin, margin>0)
+    def ask(n,margin): return Asked(hash_words(pd.DataFrame(dict(title=[f'only{i}' for i in range(n)], abstract=['same words']*n))), margin[:,None], margin>0)
     learn,other = ask(40,np.full(40,-4.)),ask(10,np.full(10,-4.))
-    odd = replace(other, margin=np.where(np.arange(10)==3,2.,-4.))
-    assert _cross_fitted(learn,odd)[3]==pytest.approx(_cross_fitted(learn,other)[3], abs=1e-4)
-    assert not np.allclose(_cross_fitted(learn,odd), _cross_fitted(learn,other), atol=1e-3)
+    odd = replace(other, margin=np.where(np.arange(10)==3,2.,-4.)[:,None])
+    assert _cross_fitted(Hashed,learn,odd)[3]==pytest.approx(_cross_fitted(Hashed,learn,other)[3], abs=1e-4)
+    assert not np.allclose(_cross_fitted(Hashed,learn,odd), _cross_fitted(Hashed,learn,other), atol=1e-3)
 
 
 @pytest.mark.parametrize('n,share', [(299,.99),(700,.99),(400,.95)])
@@ -170,3 +172,43 @@ def test_screen_leaves_scores_empty_and_counts_them(tmp_path):
     aside = (rows['note']==PUT_ASIDE).to_numpy()
     assert (aside==~read).all() and rows.loc[aside,['A_score','B_score']].isna().all(axis=None) and not whole[['A_score','B_score']].isna().any(axis=None)
     pd.testing.assert_frame_equal(rows[~aside][['A_score','B_score']].reset_index(drop=True), whole[~aside][['A_score','B_score']].reset_index(drop=True))
+
+
+# what a model knows itself
+
+VECTORS = ['labels=[{name: A},{name: B}]','folds.n_folds=2','baseline={min_df: 1, vector_tokens: 16, nearest: 3}','thresholds.method=f1']
+
+
+@pytest.fixture(scope='module')
+def final(tmp_path_factory):
+    "A model that was fitted on all records and asks an encoder."
+    folder = tmp_path_factory.mktemp('final')
+    papers(240,1).to_csv(folder/'corpus.csv', index=False)
+    return train_final(folder, folder/'model', load_config(env='',overrides=VECTORS), 'tfidf-vectors', say=lambda _: None).path
+
+
+def test_a_model_that_sums_up_is_asked_what_it_knows(final, tmp_path):
+    papers(1200,21)[['id','title','abstract']].to_csv(tmp_path/'sample.csv', index=False)
+    s = load_config(env='',overrides=VECTORS)
+    place,made,screener = make_cascade([final], tmp_path/'sample.csv', share=.97, settings=s)
+    new = as_records(papers(600,22))
+    wanted,kept = selects(screener,new),made.keep(new)
+    assert isinstance(made.first,Quick) and made.cut.value is not None and made.n==dict(train=0,unlabelled=1200,dev=0)
+    assert kept[wanted].mean()>=.96 and kept.mean()<.6
+    again = load_cascade(place, screener.version, screener)
+    assert again.version==made.version and (again.keep(new)==kept).all()
+    with pytest.raises(ValueError, match='asks its model'): load_cascade(place).keep(new)
+    write_records([papers(100,23)[['id','title','abstract']]], tmp_path/'lake.csv')
+    found = screen([tmp_path/'lake.csv'], [final], tmp_path/'out')
+    assert found.notes[PUT_ASIDE]==(~made.keep(as_records(papers(100,23)))).sum()>0
+
+
+def test_a_model_fitted_on_all_records_needs_others(final, tmp_path):
+    with pytest.raises(ValueError, match='none is left to set a cut on; name records that it has not seen: --unlabelled'): make_cascade([final], settings=load_config(env='',overrides=VECTORS))
+
+
+def test_a_first_pass_of_another_kind_of_model_is_refused(screener, cascade, tmp_path):
+    place = save_cascade(cascade, tmp_path/'c')
+    path = place/'cascade.json'
+    path.write_text(path.read_text().replace('"hashed"','"quick"'))
+    with pytest.raises(ValueError, match='which .* does not tell; run `ipbes cascade` again'): load_cascade(place, screener.version, screener)
