@@ -176,7 +176,7 @@ def main() -> None:
     chosen = Screener.load(folder, runtime='auto', tolerance=s.screen.tolerance)
     place = cascade_folder(folder, chosen.version)
     if not place.exists(): save_cascade(fit_cascade(chosen, df.iloc[fold.train].sample(500 if o.quick else 1000, random_state=0), df.iloc[fold.dev], fit_on, s.screen.share, s.screen.confidence), place)
-    cascade = load_cascade(place, chosen.version)
+    cascade = load_cascade(place, chosen.version, chosen)
     print(cascade.cut, flush=True)
     test,scorer = df.iloc[fold.test].reset_index(drop=True),Scorer(chosen,cascade)
     n = 20 if o.quick else 100
