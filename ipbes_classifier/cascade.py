@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['N_PARTS', 'allowed_losses', 'Cut', 'find_cut', 'Cascade', 'Asked', 'fit_cascade', 'selects', 'measure_cascade',
            'cut_plot', 'cascade_folder', 'save_cascade', 'load_cascade', 'find_cascade', 'fold_of', 'make_cascade',
-           'measure_on_test']
+           'check_has_test', 'measure_on_test']
 
 # %% ../nbs/31_cascade.ipynb #f2e58f10
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,7 +81,7 @@ class Cascade:
     first:Hashed|Quick
     cut:Cut
     model:str           # version of the model that it stands before
-    n:Mapping[str,int]  # records that it was fitted on
+    n:Mapping[str,int]  # records that it was fitted on and judged by
     ask:Callable[[pd.DataFrame],Any]=hash_words # what the first pass knows of cleaned records
 
     def scores(self, records:pd.DataFrame)->np.ndarray:
@@ -92,6 +92,13 @@ class Cascade:
         "(n,) True for what the model should read, of records as of `as_records`."
         if self.cut.value is None or not len(records): return np.ones(len(records),dtype=bool)
         return np.array((self.scores(records)>=np.float32(self.cut.value))|(records['abstract']==''), dtype=bool)
+
+    def before(self, screener:Screener)->'Cascade':
+        "The same, asking a model that was loaded; `ValueError` if it is not the one that it was made for."
+        if self.model!=screener.version: raise ValueError(f"the first pass is of {self.model}, and the model is {screener.version}; run `ipbes cascade` again")
+        return replace(self, ask=_ask_of(self.first,screener))
+
+    def __getstate__(self)->dict[str,Any]: return vars(self)|(dict(ask=_unknown) if isinstance(self.first,Quick) else {}) # its model does not travel with it
 
     @property
     def version(self)->str:
@@ -142,8 +149,8 @@ def _cross_fitted(kind:type[Hashed]|type[Quick], learnt:Asked|None, other:Asked)
 # %% ../nbs/31_cascade.ipynb #623231cc
 def fit_cascade(
     screener:Screener,                 # the model, or several
-    train:pd.DataFrame|None,           # records that the model may have learnt from; None: there are none to be had
-    dev:pd.DataFrame|None,             # records that it has not; the cut is set here
+    train:pd.DataFrame|None,           # records that the model may have learnt from; None: there are none to be had. A model that is its own first pass is not asked about them
+    dev:pd.DataFrame|None,             # records that it has not; the cut is set here; None: on `unlabelled` alone
     unlabelled:pd.DataFrame|None=None, # further records that it has not learnt from, without labels, not of dev; the cut is set on these too
     share:float=.99,                   # of what the model selects that should be kept
     confidence:float=.95,              # that it is so
@@ -157,8 +164,9 @@ def fit_cascade(
     learnt = d+u if quick else t+u
     if len(learnt.margin)<N_PARTS: raise ValueError(f"no {N_PARTS} records with an abstract among {n['dev' if quick else 'train']+n['unlabelled']} to fit a first pass on")
     first = (Quick if quick else Hashed).fit(learnt.x, learnt.margin)
+    judged = learnt if quick else d+u
     s = _cross_fitted(Quick,None,learnt) if quick else np.r_[first.scores(d.x),_cross_fitted(Hashed,t,u)]
-    return Cascade(first, find_cut(s, np.r_[d.selected,u.selected], share, confidence), screener.version, n, ask)
+    return Cascade(first, find_cut(s, judged.selected, share, confidence), screener.version, n, ask)
 
 # %% ../nbs/31_cascade.ipynb #4d6b8c81
 def _mean_thresholds(screener:Screener)->dict[str,float]:
@@ -241,31 +249,38 @@ def save_cascade(
 # %% ../nbs/31_cascade.ipynb #7288e7ea
 def _unknown(records:pd.DataFrame)->Any:
     "Stands for a model that was not given."
-    raise ValueError("this first pass asks its model; give it to `load_cascade`")
+    raise ValueError("this first pass asks its model: `before(screener)` names it")
+
+def _ask_of(first:Hashed|Quick, screener:Screener)->Callable[[pd.DataFrame],Any]:
+    "What a first pass asks; `ValueError` if it asks the model, which does not know."
+    ask = hash_words if isinstance(first,Hashed) else quick_part(screener)
+    if ask is None: raise ValueError(f"the first pass is of what the model knows itself, which {screener.version} does not tell; run `ipbes cascade` again")
+    return ask
 
 # %% ../nbs/31_cascade.ipynb #e7eb2455
 def load_cascade(
     folder:str|os.PathLike, # as of `cascade_folder`
     version:str='',         # of the model that is to be spared; '': any
-    screener:Screener|None=None, # that model; None: a first pass of what it knows itself can be looked at, but not asked
+    screener:Screener|None=None, # that model; None: what a model knows itself can be looked at, but not asked
 )->Cascade:
     "Read what `save_cascade` wrote; `FileNotFoundError` if there is none, `ValueError` if it is damaged or imitates another model."
     path = Path(folder)/'cascade.json'
     if not path.exists(): raise FileNotFoundError(f"no first pass in {folder}; `ipbes cascade` fits one")
-    d = read_json(path, ['model','first','cut','n','n_features','weights'])
+    d = read_json(path, ['model','cut','n','n_features','weights'])
+    if d.get('first') not in PASSES: raise ValueError(f"{path} was made by another version; run `ipbes cascade` again")
     if version and d['model']!=version: raise ValueError(f"{path} imitates {d['model']}, and the model is {version}; run `ipbes cascade` again")
     arrays = Path(folder)/'weights.npz'
-    if d['n_features']!=N_FEATURES: raise ValueError(f"{path} hashes words to {d['n_features']} places, this version to {N_FEATURES}; run `ipbes cascade` again")
+    if d['first']=='hashed' and d['n_features']!=N_FEATURES: raise ValueError(f"{path} hashes words to {d['n_features']} places, this version to {N_FEATURES}; run `ipbes cascade` again")
     if not arrays.exists() or file_hash(arrays)!=d['weights']: raise ValueError(f"{arrays} is damaged or not of this {path.name}; run `ipbes cascade` again")
-    ask = hash_words if d['first']=='hashed' else quick_part(screener) if screener else _unknown
-    if ask is None or d['first'] not in PASSES: raise ValueError(f"{path} is a first pass of what the model knows itself, which {d['model']} does not tell; run `ipbes cascade` again")
-    with np.load(arrays, allow_pickle=False) as z: return Cascade(PASSES[d['first']](**z), Cut(**d['cut']), d['model'], d['n'], ask)
+    with np.load(arrays, allow_pickle=False) as z: first = PASSES[d['first']](**z)
+    found = Cascade(first, Cut(**d['cut']), d['model'], d['n'], hash_words if d['first']=='hashed' else _unknown)
+    return found.before(screener) if screener else found
 
 # %% ../nbs/31_cascade.ipynb #903ab4c5
 def find_cascade(
     checkpoints:Sequence[str|os.PathLike], # as given to `Screener.load`, in that order
 )->Cascade|None:                           # None: none was fitted, or it reads everything
-    "The first pass of models; `ValueError` if it is damaged."
+    "The first pass of models, `before(screener)` of which it can be asked; `ValueError` if it is damaged."
     folders = [checkpoint_folder(c) for c in checkpoints]
     version = ' + '.join(map(model_version,folders))
     place = cascade_folder(folders[0],version)
@@ -302,7 +317,7 @@ def make_cascade(
     settings:Settings|None=None,             # of the project; default: of the project here
     runtime:str='torch',                     # how encoders are run, as of `Screener.load`; the cut is set on its decisions, of which a share of `screen.tolerance` may be others than PyTorch's
 )->tuple[Path,Cascade,Screener]:             # where it stands, what it is, what it imitates
-    "Fit a first pass on train and dev of a fold and save it beside the first checkpoint; `FileNotFoundError` or `ValueError` says what is missing or does not fit."
+    "Fit a first pass, on train and dev of a fold or on `unlabelled`, and save it beside the first checkpoint; `FileNotFoundError` or `ValueError` says what is missing or does not fit."
     s,folders = settings or load_config(),[checkpoint_folder(c) for c in checkpoints]
     train,dev = _train_and_dev(s, folders, n_train, unlabelled)
     screener = Screener.load(*folders, runtime=runtime, tolerance=s.screen.tolerance)
@@ -323,6 +338,8 @@ def _train_and_dev(s:Settings, folders:Sequence[Path], n_train:int, unlabelled:A
     "Records that models learnt from and others that they did not; none for a model that was fitted on all."
     if len(folders)==1 and _has_no_fold(folders[0]):
         if unlabelled is None: raise ValueError(f"{folders[0]} was fitted on all records, so that none is left to set a cut on; name records that it has not seen: --unlabelled FILE")
+        learnt = read_json(folders[0]/'provenance.json',[]).get('inputs') or {}
+        if Path(unlabelled).is_file() and file_hash(unlabelled) in learnt.values(): raise ValueError(f"{unlabelled}: {folders[0]} was fitted on these very records, on which it knows too much to set a cut; name others")
         return None,None
     fold,data = _fold_and_data(s, folders)
     train = data.iloc[fold.train]
@@ -334,6 +351,13 @@ def _has_no_fold(folder:Path)->bool:
     made = read_json(path,[]) if path.exists() else {}
     return 'run' not in made and isinstance(made.get('n'),dict) and 'records' in made['n']
 
+# %% ../nbs/31_cascade.ipynb #38bdf910
+def check_has_test(
+    checkpoints:Sequence[str|os.PathLike], # as of `make_cascade`
+)->None:
+    "`ValueError` if a model was fitted on all records, so that there is no test part."
+    if bad := [c for c in checkpoints if _has_no_fold(Path(checkpoint_folder(c)))]: raise ValueError(f"{bad[0]} was fitted on all records; there is no test part to measure a first pass on")
+
 # %% ../nbs/31_cascade.ipynb #f626b1c4
 def measure_on_test(
     cascade:Cascade,                       # as of `make_cascade`
@@ -341,6 +365,7 @@ def measure_on_test(
     checkpoints:Sequence[str|os.PathLike], # that it was made of
     settings:Settings|None=None,           # of the project; default: of the project here
 )->pd.DataFrame:                           # as of `measure_cascade`
-    "What a first pass loses on the test records of its fold; errors as of `make_cascade`."
+    "What a first pass loses on the test records of its fold; `ValueError` for a model that was fitted on all records, other errors as of `make_cascade`."
+    check_has_test(checkpoints)
     fold,data = _fold_and_data(settings or load_config(), [checkpoint_folder(c) for c in checkpoints])
     return measure_cascade(cascade, screener, data.iloc[fold.test])

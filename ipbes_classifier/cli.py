@@ -577,18 +577,19 @@ def predict(
 # %% ../nbs/90_cli.ipynb #d1f210f6
 @app.command()
 def cascade(
-    model:Annotated[list[Path], typer.Option('--model','-m','--checkpoint', help='A checkpoint folder of this project; several, of one fold: their mean')],
+    model:Annotated[list[Path], typer.Option('--model','-m','--checkpoint', help='A checkpoint folder of this project (several, of one fold: their mean), or of train-final')],
     unlabelled:Annotated[Path|None, typer.Option('--unlabelled','-u', metavar='INPUT', help='Records without labels, best a sample of what is to be screened; formats as of predict')]=None,
     share:Annotated[float|None, typer.Option('--share', help='Of the papers that the model would select, how many to keep; default: `screen.share` of the settings')]=None,
     confidence:Annotated[float|None, typer.Option('--confidence', help='That no fewer are kept; default: `screen.confidence`')]=None,
-    n_train:Annotated[int, typer.Option('--n-train', min=0, help='Most train records that the model scores for it; 0: all')]=0,
+    n_train:Annotated[int, typer.Option('--n-train', min=0, help='Most train records that the model scores for it; 0: all. tfidf-vectors needs none')]=0,
     test:Annotated[bool, typer.Option('--test', help='Measure the loss on the test records too')]=False,
     runtime:RuntimeName=None,
     config:ConfigFile=None,
 )->None:
-    "Fit a linear first pass for a model, so that `ipbes screen` need not read every paper with it; the loss is bounded on dev and on records without labels."
-    from ipbes_classifier.cascade import make_cascade, measure_on_test
+    "Fit a first pass for a model, so that `ipbes screen` need not read every paper with it; the loss is bounded on dev and on records without labels."
+    from ipbes_classifier.cascade import check_has_test, make_cascade, measure_on_test
     s = _settings(config,None)
+    if test: check_has_test(model)
     folder,made,screener = make_cascade(model, unlabelled, share, confidence, n_train, s, runtime or s.screen.runtime)
     typer.echo(f'{made.cut}\n{folder}')
     if not test: return

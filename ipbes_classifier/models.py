@@ -14,7 +14,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from difflib import get_close_matches
 from importlib import import_module
 from operator import attrgetter
@@ -151,11 +151,17 @@ class TfidfModel:
         "Fitted classifiers, each of one label."
         return [e for p in {id(p):p for p,_,_ in self.parts}.values() for e in p[1].estimators_]
 
+    @property
+    def more_parameters(self)->int:
+        "Numbers learnt beside those of `estimators`."
+        return 0
+
     @classmethod
     def load(cls, folder:str|os.PathLike)->'TfidfModel':
-        "Read what `save` wrote."
+        "Read what `save` wrote; settings that an earlier version had and this has not are passed over."
         r = read_json(Path(folder)/'recipe.json')
-        self = _baseline_class(r['name'])(r['name'], r['labels'], Input(**r['input']), Baseline(**r['settings']), r['seed'])
+        settings = Baseline(**{k:v for k,v in r['settings'].items() if k in {f.name for f in fields(Baseline)}})
+        self = _baseline_class(r['name'])(r['name'], r['labels'], Input(**r['input']), settings, r['seed'])
         self.pipeline = _load_pipeline(Path(folder))
         self._load_more(Path(folder))
         for p,_,_ in self.parts: check_outputs(folder, self.labels, len(p[1].estimators_))

@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 
 from .agreement import Chosen, choose_for, read_agreements
-from .cascade import cascade_folder, find_cascade, load_cascade
+from .cascade import Cascade, cascade_folder, find_cascade, load_cascade
 from .files import is_bucket, obj_hash, read_json, write_json
 from .formats import sniff
 from .hub import checkpoint_folder
@@ -399,7 +399,7 @@ def screen(
 def _scorer(models:Sequence[str|os.PathLike], first_pass:FirstPass|bool|None, chosen:Chosen)->Scorer:
     "A scorer, made where it is used."
     screener = Screener.load(*models, runtime=chosen)
-    if first_pass is not None and not isinstance(first_pass,bool): return Scorer(screener, first_pass)
+    if first_pass is not None and not isinstance(first_pass,bool): return Scorer(screener, first_pass.before(screener) if isinstance(first_pass,Cascade) else first_pass)
     place = cascade_folder(checkpoint_folder(models[0]), screener.version)
     wanted = first_pass or (first_pass is None and place.exists())
     return Scorer(screener, load_cascade(place,screener.version,screener) if wanted else None)

@@ -23,9 +23,8 @@ def _having(texts:list[str])->np.ndarray:
     return np.array([bool(t.strip()) for t in texts], dtype=bool)
 
 # %% ../nbs/21d_titles.ipynb #8bd8b163
-def _log_odds(pipeline:Any, texts:list[str])->np.ndarray:
-    "(n, n_labels) margins of a fitted linear pipeline."
-    x = pipeline[0].transform(texts)
+def _margins(pipeline:Any, x:Any)->np.ndarray:
+    "(n, n_labels) log-odds of texts (n, n_terms) by the classifiers of a fitted linear pipeline."
     return np.column_stack([e.decision_function(x) for e in pipeline[1].estimators_])
 
 # %% ../nbs/21d_titles.ipynb #318d41e8
@@ -57,9 +56,13 @@ class TitlesModel(TfidfModel):
 
     def log_odds(self, records:pd.DataFrame)->np.ndarray:
         "(n, n_labels) sums of what the parts answer."
+        return self._summed(records)[0]
+
+    def _summed(self, records:pd.DataFrame)->tuple[np.ndarray,Any]:
+        "The sum of what the parts answer, and the TF-IDF of whole records."
         segments = self._segments(records)
-        joined = lambda which: [' '.join(t) for t in zip(*(segments[i] for i in which))]
-        return np.add.reduce([weight*_log_odds(p,joined(which)) for p,which,weight in self.parts])
+        words = [p[0].transform([' '.join(t) for t in zip(*(segments[i] for i in which))]) for p,which,_ in self.parts]
+        return np.add.reduce([weight*_margins(p,x) for (p,_,weight),x in zip(self.parts,words)]),words[0]
 
     def save(self, folder:str|os.PathLike)->None:
         "Write `model.skops`, `vocabulary.txt`, the same of titles, and `recipe.json`."

@@ -23,7 +23,7 @@ from .files import atomic_path, obj_hash, read_json
 from .memory import explain_memory
 from .models import label_matrix, no_weights
 from .ratios import Ratios
-from .titles import TitlesModel, _having, _log_odds
+from .titles import TitlesModel, _having
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -107,7 +107,7 @@ def kept_vectors(
 # %% ../nbs/21f_vectors.ipynb #fcfe0549
 _PART = 2000 # texts whose vectors are made and kept together
 
-def _known(folder:Path, wanted:set[str])->dict[str,np.ndarray]:
+def _cached(folder:Path, wanted:set[str])->dict[str,np.ndarray]:
     "The vectors of those texts that are there; what a killed process left half-written is passed over."
     out:dict[str,np.ndarray] = {}
     for path in sorted(folder.glob('[!.]*.npz')):
@@ -137,7 +137,7 @@ def vectors_of(
     names,known = [sha256(t.encode()).hexdigest()[:32] for t in texts],dict[str,np.ndarray]()
     if folder is not None:
         folder = folder/obj_hash(dict(encoder.base,length=encoder.length))[:16]
-        known = _known(folder, set(names))
+        known = _cached(folder, set(names))
     new = {n:t for n,t in sorted(zip(names,texts), key=lambda x: (len(x[1]),x[0])) if n not in known}
     parts = [list(new)[i:i+_PART] for i in range(0,len(new),_PART)]
     for part in tqdm(parts, desc='vectors', unit_scale=_PART, unit='text', leave=False, disable=None if len(parts)>1 else True):
@@ -194,6 +194,7 @@ def _load_known(model:Any, folder:Path)->None:
     t = load_file(folder/_KNOWN)
     model.titles,model.records = (Known.of(t[n],t[f'{n}_labels']) for n in ('titles','records'))
     model.ratios = Ratios(t['weights'], t['squares'], t['bias'])
+    if (n := len(model.ratios.weights))!=(terms := len(model.pipeline[0].vocabulary_)): raise ValueError(f"{folder/_KNOWN} weighs {n} terms, and the model knows {terms}")
 
 # %% ../nbs/21f_vectors.ipynb #fd61dd05
 class VectorsModel(TitlesModel):
@@ -205,7 +206,7 @@ class VectorsModel(TitlesModel):
     """
     terms_alone = False
     embedder:Any = None       # an `Embedder`
-    titles:Any = None         # `Known`, of all training records
+    titles:Any = None         # `Known`, of all training records that have one
     records:Any = None        # `Known`, of those with abstract
     ratios:Any = None         # `Ratios`, of these
 
@@ -217,7 +218,7 @@ class VectorsModel(TitlesModel):
         whole,titled = _having(abstracts),_having(titles)
         label_matrix(train[titled], self.labels)
         one = replace(self.settings, C=self.settings.whole_C)
-        self.ratios = Ratios.fit(self._words(titles,abstracts,whole), y[whole], lambda: self._classifier(one,self.seed).estimator)
+        self.ratios = Ratios.fit(self._summed(train[whole])[1], y[whole], lambda: self._classifier(one,self.seed).estimator)
         self.records = Known.of(vectors_of(self.embedder, _joined(titles,abstracts,whole)), y[whole])
         self.titles = Known.of(vectors_of(self.embedder, [t for t,r in zip(titles,titled) if r]), y[titled])
         return self
@@ -230,10 +231,8 @@ class VectorsModel(TitlesModel):
 
     def quick_log_odds(self, records:pd.DataFrame)->np.ndarray:
         "(n, n_labels) what the words alone say: all but what needs the encoder."
-        segments,s = self._segments(records),self.settings
-        x = self._words(*segments)
-        titled = np.add.reduce([_log_odds(self.title_pipeline,list(t)) for t in segments])
-        return np.column_stack([e.decision_function(x) for e in self.pipeline[1].estimators_])+s.title_weight*titled+self.share*self.ratios.log_odds(x)
+        titled,x = self._summed(records)
+        return titled+self.share*self.ratios.log_odds(x)
 
     def save(self, folder:str|os.PathLike)->None:
         "Write what `tfidf-titles` writes, `known.safetensors`, and the encoder."
@@ -252,9 +251,10 @@ class VectorsModel(TitlesModel):
         "Which encoder it is."
         return self.embedder.base if self.embedder else encoder_base(self.settings.encoder)
 
-    def _words(self, titles:list[str], abstracts:list[str], rows:Sequence[bool]|np.ndarray|None=None)->Any:
-        "(n, n_terms) TF-IDF of title and abstract, of all records or some."
-        return self.pipeline[0].transform([f'{t} {a}' for t,a,r in zip(titles,abstracts,[True]*len(titles) if rows is None else rows) if r])
+    @property
+    def more_parameters(self)->int:
+        "Coefficients of `ratios`."
+        return int(self.ratios.weights.size+self.ratios.bias.size)
 
     def _load_more(self, folder:Path)->None:
         super()._load_more(folder)
