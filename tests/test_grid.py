@@ -154,6 +154,7 @@ def test_a_killed_driver_leaves_no_kernel_and_the_same_command_completes(project
     assert gone(kernels)
 
 
+@pytest.mark.long
 def test_a_grid_whose_last_report_no_machine_can_hold_runs_none(project):
     with pytest.raises(ValueError, match='grid.compare: no machine has'): grid(project, more=['grid.compare.memory_gb=1000000'])
     assert not (project/'papermill_runs/main').exists() or not list((project/'papermill_runs/main').glob('*.ipynb'))

@@ -178,6 +178,7 @@ def test_first_trials_come_from_other_searches(small, tmp_path, mode, first):
         assert _folder(other)!=found.folder, 'first trials belong to what makes a search'
 
 
+@pytest.mark.long
 def test_two_trials_at_a_time(small):
     import ray
     from ipbes_classifier.hpo import _trials, plan_search

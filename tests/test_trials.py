@@ -129,6 +129,7 @@ def test_a_killed_search_goes_on_to_the_same_result(toys, undisturbed, tmp_path,
     assert table(finished_trials(tmp_path/'climb'))==undisturbed
 
 
+@pytest.mark.long
 def test_a_state_that_cannot_be_read_begins_the_search_anew(toys, undisturbed, tmp_path):
     t = toys.trials(tmp_path)
     run_trials(t, 2, str)
