@@ -151,17 +151,11 @@ class TfidfModel:
         "Fitted classifiers, each of one label."
         return [e for p in {id(p):p for p,_,_ in self.parts}.values() for e in p[1].estimators_]
 
-    @property
-    def more_parameters(self)->int:
-        "Numbers learnt beside those of `estimators`."
-        return 0
-
     @classmethod
     def load(cls, folder:str|os.PathLike)->'TfidfModel':
         "Read what `save` wrote; settings that an earlier version had and this has not are passed over."
         r = read_json(Path(folder)/'recipe.json')
-        settings = Baseline(**{k:v for k,v in r['settings'].items() if k in {f.name for f in fields(Baseline)}})
-        self = _baseline_class(r['name'])(r['name'], r['labels'], Input(**r['input']), settings, r['seed'])
+        self = _baseline_class(r['name'])(r['name'], r['labels'], Input(**r['input']), _settings_of(r['settings']), r['seed'])
         self.pipeline = _load_pipeline(Path(folder))
         self._load_more(Path(folder))
         for p,_,_ in self.parts: check_outputs(folder, self.labels, len(p[1].estimators_))
@@ -170,6 +164,10 @@ class TfidfModel:
     def _load_more(self, folder:Path)->None: "Read what a kind of baseline keeps beside its pipeline: nothing here."
 
 # %% ../nbs/21_models.ipynb #2f5b4fd3
+def _settings_of(given:Mapping[str,Any])->Baseline:
+    "Those of a checkpoint that this version knows."
+    return Baseline(**{f.name:given[f.name] for f in fields(Baseline) if f.name in given})
+
 def _baseline_class(name:str)->type[TfidfModel]:
     "The class of a baseline."
     own = {'tfidf-titles':'titles:TitlesModel', 'tfidf-vectors':'vectors:VectorsModel'}

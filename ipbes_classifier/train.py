@@ -212,7 +212,7 @@ def n_parameters(
     """
     m:Any = model
     if m.kind=='encoder': return sum(p.numel() for p in m.model.parameters())
-    if m.kind=='baseline': return sum(_fitted_size(e) for e in m.estimators)+m.more_parameters
+    if m.kind=='baseline': return sum(_fitted_size(e) for e in m.estimators)+getattr(m,'more_parameters',0)
     if m.kind=='own' and (n := getattr(m.model,'n_parameters',None)) is not None: return int(n() if callable(n) else n)
     return None
 

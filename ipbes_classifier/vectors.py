@@ -196,20 +196,44 @@ def _load_known(model:Any, folder:Path)->None:
     model.ratios = Ratios(t['weights'], t['squares'], t['bias'])
     if (n := len(model.ratios.weights))!=(terms := len(model.pipeline[0].vocabulary_)): raise ValueError(f"{folder/_KNOWN} weighs {n} terms, and the model knows {terms}")
 
-# %% ../nbs/21f_vectors.ipynb #fd61dd05
-class VectorsModel(TitlesModel):
-    """The baseline `tfidf-vectors`: the log-odds of `tfidf-titles`, how near the nearest titles of either kind are, and, for labels with many positives, the nearest records and ratios of words.
-
-    Settings below `baseline:`, beside those of `tfidf-titles`: `encoder`, as models are named; `vector_tokens`, how much of title and abstract it reads; `nearest` and `nearest_records`, how many titles and
-    records of either kind; `nearest_weight` and `records_weight`, what their difference in cosine counts in log-odds; `many` and `many_weight`, what records and ratios count together. The checkpoint holds
-    the encoder too.
-    """
+# %% ../nbs/21f_vectors.ipynb #028119af
+class _Stored(TitlesModel):
+    "What `VectorsModel` learns beside words, and how it stands in a checkpoint."
     terms_alone = False
     embedder:Any = None       # an `Embedder`
     titles:Any = None         # `Known`, of all training records that have one
     records:Any = None        # `Known`, of those with abstract
     ratios:Any = None         # `Ratios`, of these
 
+    def save(self, folder:str|os.PathLike)->None:
+        "Write what `tfidf-titles` writes, `known.safetensors`, and the encoder."
+        self.embedder.save(folder)
+        super().save(folder)
+        _save_known(self, Path(folder)/_KNOWN)
+
+    @property
+    def base(self)->dict[str,str]:
+        "Which encoder it is."
+        return self.embedder.base if self.embedder else encoder_base(self.settings.encoder)
+
+    @property
+    def more_parameters(self)->int:
+        "Coefficients of `ratios`."
+        return int(self.ratios.weights.size+self.ratios.bias.size)
+
+    def _load_more(self, folder:Path)->None:
+        super()._load_more(folder)
+        _load_known(self, folder)
+        self.embedder = Embedder.load(folder, self.settings.vector_tokens, read_json(folder/'recipe.json',['base'])['base'])
+
+# %% ../nbs/21f_vectors.ipynb #fd61dd05
+class VectorsModel(_Stored):
+    """The baseline `tfidf-vectors`: the log-odds of `tfidf-titles`, how near the nearest titles of either kind are, and, for labels with many positives, the nearest records and ratios of words.
+
+    Settings below `baseline:`, beside those of `tfidf-titles`: `encoder`, as models are named; `vector_tokens`, how much of title and abstract it reads; `nearest` and `nearest_records`, how many titles and
+    records of either kind; `nearest_weight` and `records_weight`, what their difference in cosine counts in log-odds; `many` and `many_weight`, what records and ratios count together. The checkpoint holds
+    the encoder too.
+    """
     def fit(self, train:pd.DataFrame, dev:pd.DataFrame|None=None, **kwargs:Any)->'VectorsModel':
         "Learn from `train` alone; the encoder stays as it is. `ValueError` if a label stands on none or all of the whole records."
         self.embedder = self.embedder or Embedder.pretrained(self.settings.encoder, self.settings.vector_tokens)
@@ -234,32 +258,11 @@ class VectorsModel(TitlesModel):
         titled,x = self._summed(records)
         return titled+self.share*self.ratios.log_odds(x)
 
-    def save(self, folder:str|os.PathLike)->None:
-        "Write what `tfidf-titles` writes, `known.safetensors`, and the encoder."
-        self.embedder.save(folder)
-        super().save(folder)
-        _save_known(self, Path(folder)/_KNOWN)
-
     @property
     def share(self)->np.ndarray:
         "(n_labels,) what ratios and records count."
         n = self.records.carries.sum(0, dtype=np.int64)
         return self.settings.many_weight*n/(n+self.settings.many)
-
-    @property
-    def base(self)->dict[str,str]:
-        "Which encoder it is."
-        return self.embedder.base if self.embedder else encoder_base(self.settings.encoder)
-
-    @property
-    def more_parameters(self)->int:
-        "Coefficients of `ratios`."
-        return int(self.ratios.weights.size+self.ratios.bias.size)
-
-    def _load_more(self, folder:Path)->None:
-        super()._load_more(folder)
-        _load_known(self, folder)
-        self.embedder = Embedder.load(folder, self.settings.vector_tokens, read_json(folder/'recipe.json',['base'])['base'])
 
 # %% ../nbs/21f_vectors.ipynb #3e040e9b
 def _joined(titles:list[str], abstracts:list[str], rows:Sequence[bool]|np.ndarray|None=None)->list[str]:
