@@ -128,3 +128,14 @@ def test_screening_in_readme_is_that_of_the_benchmark(root):
                  f"{r['cascade_to_loop']:.1f} times; {first['read_of_test']:.0%} are read, {lost['lost']} of {lost['selected']} selected papers lost, {lost['relevant_lost']} of {lost['relevant_selected']} relevant ones",
                  f"one by one {peak['loop']:.0%}, sorted batches {peak['torch']:.0%}, OpenVINO {peak['chosen']:.0%} | {q['gflop_per_record']:.1f} GFLOP a record", ', '.join(f'{l} {x:.2f}' for l,x in q['test_AP'].items()),
                  f"int8 was {int8['rate']/int8['torch_rate']:.1f} times as fast", f"it flipped {int8['flipped']} of {int8['decisions']:,} decisions"): assert says in readme, says
+
+
+def test_a_model_that_is_its_own_first_pass_in_readme_is_that_of_the_benchmark(root):
+    readme,q = (root/'README.md').read_text(),json.loads((root/'benchmarks/results/screening_vectors.json').read_text())
+    r,first = q['ratios'],q['cascade']
+    lost = next(x for x in first['test'] if x['label']=='any')
+    assert not q['quick'] and q['n_test']>4000
+    row = next(l for l in readme.splitlines() if 'benchmarks/screening_vectors.py' in l)
+    for text in (f"{r['model_to_loop']:.1f} times the records a second", f"{r['cascade_to_loop']:.1f} times ({first['read_of_test']:.0%} are read)", f"{r['cascade_irrelevant_to_loop']:.1f} times ({first['read_of_irrelevant']:.0%})",
+                 f"{lost['lost']} of {lost['selected']} selected papers lost, {lost['relevant_lost']} of {lost['relevant_selected']} relevant ones"): assert text in row, text
+    assert f"{first['cut']['read']:.1%} of the records that set the cut are read" in readme and f"({q['rates']['cascade_irrelevant']['rate']:.0f} in one process" in readme
