@@ -152,7 +152,7 @@ def test_a_workbook_has_room_for_a_long_abstract(lake, tmp_path):
 
 @pytest.mark.parametrize('fails', ['write_records','write_json'])
 def test_a_sample_is_there_with_its_design_or_not_at_all(found, tmp_path, monkeypatch, fails):
-    def full(*args): raise OSError('the disk is full')
+    def full(*args, **kwargs): raise OSError('the disk is full')
     monkeypatch.setattr(f'ipbes_classifier.audit.{fails}', full)
     with pytest.raises(OSError, match='the disk is full'): write_sample(draw(found,5), found, tmp_path/'s.csv')
     assert not list(tmp_path.iterdir())
