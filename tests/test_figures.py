@@ -134,7 +134,7 @@ def test_a_model_that_is_its_own_first_pass_in_readme_is_that_of_the_benchmark(r
     readme,q = (root/'README.md').read_text(),json.loads((root/'benchmarks/results/screening_vectors.json').read_text())
     r,first = q['ratios'],q['cascade']
     lost = next(x for x in first['test'] if x['label']=='any')
-    assert not q['quick'] and q['n_test']>4000
+    assert not q['quick'] and q['command']=='python benchmarks/screening_vectors.py' and q['n_test']>4000 and q['largest_difference_of_scores']<1e-4
     row = next(l for l in readme.splitlines() if 'benchmarks/screening_vectors.py' in l)
     for text in (f"{r['model_to_loop']:.1f} times the records a second", f"{r['cascade_to_loop']:.1f} times ({first['read_of_test']:.0%} are read)", f"{r['cascade_irrelevant_to_loop']:.1f} times ({first['read_of_irrelevant']:.0%})",
                  f"{lost['lost']} of {lost['selected']} selected papers lost, {lost['relevant_lost']} of {lost['relevant_selected']} relevant ones"): assert text in row, text
