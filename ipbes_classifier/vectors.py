@@ -242,7 +242,8 @@ class VectorsModel(_Stored):
         whole,titled = _having(abstracts),_having(titles)
         label_matrix(train[titled], self.labels)
         one = replace(self.settings, C=self.settings.whole_C)
-        self.ratios = Ratios.fit(self._summed(train[whole])[1], y[whole], lambda: self._classifier(one,self.seed).estimator)
+        words = self.pipeline[0].transform([f'{t} {a}' for t,a,r in zip(titles,abstracts,whole) if r])
+        self.ratios = Ratios.fit(words, y[whole], lambda: self._classifier(one,self.seed).estimator)
         self.records = Known.of(vectors_of(self.embedder, _joined(titles,abstracts,whole)), y[whole])
         self.titles = Known.of(vectors_of(self.embedder, [t for t,r in zip(titles,titled) if r]), y[titled])
         return self
