@@ -161,10 +161,10 @@ def fit_cascade(
     ask = quick or hash_words
     t,d,u = (_ask(screener,ask,r) for r in (None if quick else train,dev,unlabelled))
     n = dict(train=0 if quick or train is None else len(train), unlabelled=0 if unlabelled is None else len(unlabelled), dev=0 if dev is None else len(dev))
-    learnt = d+u if quick else t+u
+    judged = d+u
+    learnt = judged if quick else t+u
     if len(learnt.margin)<N_PARTS: raise ValueError(f"no {N_PARTS} records with an abstract among {n['dev' if quick else 'train']+n['unlabelled']} to fit a first pass on")
     first = (Quick if quick else Hashed).fit(learnt.x, learnt.margin)
-    judged = learnt if quick else d+u
     s = _cross_fitted(Quick,None,learnt) if quick else np.r_[first.scores(d.x),_cross_fitted(Hashed,t,u)]
     return Cascade(first, find_cut(s, judged.selected, share, confidence), screener.version, n, ask)
 
