@@ -5,9 +5,10 @@
 A project of its own below `--work`, whose steps (all but the timing) stay done: data set and folds of `corpus.parquet`, `tfidf-vectors` fitted on fold 0, a first pass as
 `ipbes cascade` makes it, with 3,000 records of `deployment_sample.parquet` as unlabelled ones. Then, in one process and in rounds, all ways score other records with the same checkpoint:
 
-- loop: one record after the other
+- loop: one record after the other, its encoder in PyTorch
 - model: all at once, without the first pass
-- cascade: behind the first pass, on records of the test fold, at the prevalence of the corpus
+- fast: the same, its encoder in the runtime that `ipbes runtimes` measures to agree and to be fastest here
+- cascade: the same behind the first pass, on records of the test fold, at the prevalence of the corpus
 - cascade_irrelevant: the same on the deployment sample, where no record is relevant
 
 Rates are records a second, the median of the rounds, and ratios are of these. What the first pass loses is measured on all test records of the fold.
@@ -27,7 +28,7 @@ from ipbes_classifier.files import file_hash, write_json
 from ipbes_classifier.folds import read_fold
 from ipbes_classifier.metrics import average_precision, read_predictions
 from ipbes_classifier.results import Run, checkpoint_path
-from ipbes_classifier.screen import Screener, as_records
+from ipbes_classifier.screen import Screener, as_records, measure_on
 from ipbes_classifier.screen_corpus import Scorer
 from ipbes_classifier.train import read_dataset, train
 
@@ -74,18 +75,23 @@ def main() -> None:
     screener = Screener.load(folder)
     place = cascade_folder(folder, screener.version)
     if not place.exists(): save_cascade(fit_cascade(screener, None, df.iloc[fold.dev], fit_on[:n], s.screen.share, s.screen.confidence), place)
-    cascade = load_cascade(place, screener.version, screener)
-    print(cascade.cut, flush=True)
-    test,scorer = df.iloc[fold.test].reset_index(drop=True),Scorer(screener,cascade)
+    measured, = measure_on(df.iloc[fold.dev], [folder], 100 if o.quick else 1000, say=print).values()
+    fast = Screener.load(folder, runtime='auto', tolerance=s.screen.tolerance)
+    cascade = load_cascade(place, fast.version, fast)
+    print(cascade.cut, fast.runtime, flush=True)
+    test,scorer = df.iloc[fold.test].reset_index(drop=True),Scorer(fast,cascade)
     few,some,many = (20,40,100) if o.quick else (100,400,2000)
-    scores(screener,fresh[:8])
-    rates,found = measure(dict(loop=(lambda r: one_by_one(screener,r),fresh[:few]), model=(lambda r: scores(screener,r),fresh[:some]),
+    for x in (screener,fast): scores(x,fresh[:8])
+    rates,found = measure(dict(loop=(lambda r: one_by_one(screener,r),fresh[:few]), model=(lambda r: scores(screener,r),fresh[:some]), fast=(lambda r: scores(fast,r),fresh[:some]),
                                cascade=(lambda r: with_cascade(scorer,r),test[:many]), cascade_irrelevant=(lambda r: with_cascade(scorer,r),fresh[:many])), o.rounds)
     loss = measure_cascade(cascade, screener, test)
+    decided = [x.score(fresh[:some])[[f'{l}_pred' for l in x.labels]].to_numpy() for x in (screener,fast)]
     ratio = lambda a,b: round(rates[a]['rate']/rates[b]['rate'],2)
     write_json(results, dict(command='python benchmarks/screening_vectors.py'+f' --rounds {o.rounds}'*(o.rounds!=3)+' --quick'*o.quick, quick=o.quick, model=MODEL,
         data_sha256={f:file_hash(data/f) for f in ('corpus.parquet','deployment_sample.parquet')}, test_AP=test_ap(s), rates=rates,
-        ratios={f'{w}_to_loop':ratio(w,'loop') for w in ('model','cascade','cascade_irrelevant')}, largest_difference_of_scores=float(np.abs(found['loop']-found['model'][:few]).max()),
+        ratios={f'{w}_to_loop':ratio(w,'loop') for w in ('model','fast','cascade','cascade_irrelevant')}|dict(fast_to_model=ratio('fast','model')),
+        runtime=fast.runtime or 'torch', runtimes=[asdict(m) for m in measured], flipped_of=dict(decisions=decided[0].size, fast=int((decided[0]!=decided[1]).sum())),
+        largest_difference_of_scores={w:float(np.abs(found['loop']-found[w][:few]).max()) for w in ('model','fast')},
         cascade=dict(cut=asdict(cascade.cut), read_of_test=round(float(loss.attrs['read']),4), read_of_irrelevant=round(float(cascade.keep(as_records(fresh)).mean()),4), test=loss.astype(object).where(loss.notna(),None).to_dict('records')),
         prevalence={l:round(float(test[l].mean()),4) for l in screener.labels}, n_test=len(test), threads=torch.get_num_threads(), **machine()))
     print(results)

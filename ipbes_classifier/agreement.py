@@ -19,14 +19,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .encoders import Encoder
+from .encoders import best_device
 from .files import obj_hash, read_json, write_json
 from .hub import checkpoint_folder
 from .metrics import average_precision
 from .models import Model
 from .provenance import device_name, versions
 from .results import read_decisions
-from .runtimes import Runtime, check_runtime, encoders_of, runtime_folder, runtimes_here, use_runtime, why_not
+from .runtimes import Asks, Runtime, check_runtime, encoders_of, runtime_folder, runtimes_here, use_runtime, why_not
 from .thresholds import apply_thresholds
 
 # %% ../nbs/29b_agreement.ipynb #7bb9743f
@@ -107,10 +107,10 @@ def _rate(score:Callable[[Any],Any], x:Any, passes:int=2)->float:
     return len(x)/max(min(took[1:]),1e-9)
 
 # %% ../nbs/29b_agreement.ipynb #29bc684c
-def _fastest(encoder:Encoder, checkpoint:Path, runtime:Runtime, records:pd.DataFrame)->tuple[Runtime,float]:
+def _fastest(encoder:Asks, checkpoint:Path, runtime:Runtime, records:pd.DataFrame)->tuple[Runtime,float]:
     "The runtime with the size of batches that is fastest, and its rate."
     tried = []
-    for size in _BATCHES.get(encoder.model.device.type,(0,)):
+    for size in _BATCHES.get(best_device(),(0,)):
         used = use_runtime(encoder, checkpoint, replace(runtime,max_tokens=size))
         tried.append((_rate(encoder.scores,records),used))
     rate,best = max(tried, key=lambda t: t[0])
@@ -120,7 +120,7 @@ def _fastest(encoder:Encoder, checkpoint:Path, runtime:Runtime, records:pd.DataF
 N_FIT,N_TIMED = 32,32 # records that int8 is fitted on; that rates are measured on
 
 def compare_runtime(
-    encoder:Encoder,                 # of the checkpoint; runs in PyTorch afterwards
+    encoder:Asks,                    # of the checkpoint; runs in PyTorch afterwards
     checkpoint:str|os.PathLike,      # its folder, with thresholds
     runtime:str,                     # name
     records:pd.DataFrame,            # (n) cleaned records, the first `N_FIT` to fit on; label columns if known
@@ -150,7 +150,7 @@ def _compared(found:Agreement, scores:np.ndarray, plain:np.ndarray, thresholds:M
     return replace(found, n=len(plain), decisions=flips.size, flipped=int(flips.sum()), selected=int(apply_thresholds(plain,thresholds,labels).sum()), mean_difference=float(far.mean()), max_difference=float(far.max()), AP=AP)
 
 # %% ../nbs/29b_agreement.ipynb #1b40f450
-def _thresholds(encoder:Encoder, checkpoint:str|os.PathLike, n:int)->dict[str,float]:
+def _thresholds(encoder:Asks, checkpoint:str|os.PathLike, n:int)->dict[str,float]:
     "Of the checkpoint; `ValueError` if there are none, or `n` records are too few to compare on."
     if n<=N_FIT: raise ValueError(f"{n} records are too few to measure a runtime on; {N_FIT} are for fitting, and the rest is compared")
     thresholds,_ = read_decisions(checkpoint, encoder.labels)
@@ -188,7 +188,7 @@ def _check_unchanged(checkpoint:str|os.PathLike, path:Path)->None:
 
 # %% ../nbs/29b_agreement.ipynb #645c934a
 def measure_runtimes(
-    encoder:Encoder,                        # of the checkpoint
+    encoder:Asks,                           # of the checkpoint
     checkpoint:str|os.PathLike,             # its folder, with thresholds
     records:pd.DataFrame,                   # cleaned records like those that are to be scored; label columns if known
     runtimes:Iterable[str]|None=None,       # names; default: all that can run here

@@ -16,8 +16,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 from difflib import get_close_matches
+from functools import reduce
 from importlib import import_module
-from operator import attrgetter
+from operator import add, attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -28,8 +29,10 @@ from .config import Baseline, Input, Settings, find_root, label_names, load_conf
 from .extensions import (bind_settings, code_hashes, is_reference, load_module, load_object, named, object_reference, register, short_name,
                                          use_modules)
 from .files import file_hash, obj_hash, read_json, read_text, write_json, write_text
+from .terms import Terms, Words
 
 if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
     from sklearn.base import BaseEstimator
 
 # %% ../nbs/21_models.ipynb #40f1d04b
@@ -121,6 +124,7 @@ class TfidfModel:
         self.name,self.labels,self.recipe,self.settings,self.seed = name,list(labels),recipe,settings,seed
         self.loss,self._classifier = BASELINES[name]
         self.pipeline:Any = None
+        self._terms:Terms|None = None # of the vectorisers of `parts`, once they were asked
 
     def fit(self, train:pd.DataFrame, dev:pd.DataFrame|None=None, **kwargs:Any)->'TfidfModel':
         "Learn vocabulary and classifiers from `train` alone; `dev` is not read."
@@ -133,8 +137,17 @@ class TfidfModel:
         "(n, n_labels) scores between 0 and 1; `ValueError` before `fit`."
         if self.pipeline is None: raise ValueError(f"{self.name} has not been fitted")
         if not len(records): return np.zeros((0,len(self.labels)))
-        x = self.pipeline[0].transform(_bag(records,self.recipe))
+        x, = self.tfidf(records)
         return np.column_stack([_squash(e,x) for e in self.pipeline[1].estimators_])
+
+    def tfidf(self, records:pd.DataFrame)->list['csr_matrix']:
+        "What each of `parts` reads of records: (n, n_terms) TF-IDF."
+        vectorisers = list({id(p[0]):p[0] for p,_,_ in self.parts}.values())
+        if self._terms is None or [*map(id,self._terms.vectorisers)]!=[*map(id,vectorisers)]: self._terms = Terms(*vectorisers)
+        words = [self._terms.words(s) for s in input_texts(records,self.recipe) if s is not None]
+        def of(which:tuple[int,...])->Words: return reduce(add, [words[i] for i in which if i<len(words)])
+        at = {id(v):k for k,v in enumerate(vectorisers)}
+        return [self._terms.tfidf(of(which),at[id(p[0])]) for p,which,_ in self.parts]
 
     def save(self, folder:str|os.PathLike)->None:
         "Write `model.skops`, `vocabulary.txt` and `recipe.json`."

@@ -357,9 +357,9 @@ def _share_read(models:Sequence[str|os.PathLike], first_pass:FirstPass|bool|None
 
 # %% ../nbs/32_screen_corpus.ipynb #32f8997f
 def _may_ask_encoder(checkpoint:Path)->bool:
-    "Is a checkpoint an encoder, or an ensemble that may have some? Answered without loading it."
+    "Is a checkpoint an encoder, does it ask one, or is it an ensemble that may? Answered without loading it."
     path = checkpoint/'recipe.json'
-    return path.exists() and read_json(path,['kind'])['kind'] in ('encoder','ensemble')
+    return path.exists() and (read_json(path,['kind'])['kind'] in ('encoder','ensemble') or (checkpoint/'model.safetensors').exists())
 
 # %% ../nbs/32_screen_corpus.ipynb #f4119069
 def screen(

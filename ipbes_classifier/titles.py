@@ -60,8 +60,7 @@ class TitlesModel(TfidfModel):
 
     def _summed(self, records:pd.DataFrame)->tuple[np.ndarray,Any]:
         "The sum of what the parts answer, and the TF-IDF of whole records."
-        segments = self._segments(records)
-        words = [p[0].transform([' '.join(t) for t in zip(*(segments[i] for i in which))]) for p,which,_ in self.parts]
+        words = self.tfidf(records)
         return np.add.reduce([weight*_margins(p,x) for (p,_,weight),x in zip(self.parts,words)]),words[0]
 
     def save(self, folder:str|os.PathLike)->None:

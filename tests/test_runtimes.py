@@ -14,6 +14,7 @@ import pytest
 
 from ipbes_classifier import agreement, runtimes
 from ipbes_classifier.agreement import Agreement, choose_runtime, measure_runtimes, read_agreements
+from ipbes_classifier.config import Baseline, Input
 from ipbes_classifier.files import write_json
 from ipbes_classifier.records import write_records
 from ipbes_classifier.results import write_decisions
@@ -22,6 +23,7 @@ from ipbes_classifier.screen import Screener, measure_on, predict
 from ipbes_classifier.screen_corpus import runtimes_for, screen
 from ipbes_classifier.screen_folder import read_manifest
 from ipbes_classifier.thresholds import Calibration
+from ipbes_classifier.vectors import Embedder, VectorsModel
 
 pytest.importorskip('openvino')
 pytest.importorskip('nncf')
@@ -96,6 +98,42 @@ def test_workers_run_what_was_chosen(model, tmp_path):
     for name,engine in dict(one=engine_of(1), two=engine_of(2)).items(): screen([tmp_path/'lake.csv'], [model], tmp_path/name, batch_size=10, runtime='auto', engine=engine)
     same = [(p.name,p.read_bytes()) for p in sorted((tmp_path/'one/scores').glob('*'))]
     assert len(same)==3 and same==[(p.name,p.read_bytes()) for p in sorted((tmp_path/'two/scores').glob('*'))]
+
+
+
+@pytest.fixture(scope='module')
+def words_and_vectors(tmp_path_factory):
+    "A checkpoint of `tfidf-vectors` that asks a small encoder, and decides."
+    folder,small,df = tmp_path_factory.mktemp('vectors')/'model',small_encoder(),papers(80).assign(A=lambda x: x.abstract.str.contains('alien').astype(int))
+    model = VectorsModel('tfidf-vectors', ['A'], Input(), Baseline(min_df=1))
+    model.embedder = Embedder(small.model.bert, small.tokenizer, 32, dict(model='small'))
+    folder.mkdir()
+    model.fit(df).save(folder)
+    write_decisions(folder, dict(A=.5), dict(A=Calibration(1.,0.,'logit')))
+    return folder
+
+
+def test_a_model_of_words_and_vectors_is_measured_chosen_and_screens_alike(words_and_vectors, tmp_path, monkeypatch):
+    "Measured before it screens, behind its own first pass, in one process and in two."
+    from ipbes_classifier import screen_corpus
+    from ipbes_classifier.cascade import cascade_folder, fit_cascade, save_cascade
+    from ipbes_classifier.screen_processes import engine_of
+    monkeypatch.setattr(agreement, 'LEAST_GAIN', 0.)
+    monkeypatch.setattr(screen_corpus, '_MEASURED_FROM', 10)
+    plain = Screener.load(words_and_vectors)
+    first = save_cascade(fit_cascade(plain, None, papers(300,1)), cascade_folder(words_and_vectors,plain.version))
+    write_records([papers(60,2)], tmp_path/'lake.csv')
+    told:list[str] = []
+    chosen = runtimes_for([words_and_vectors], tmp_path/'one', [str(tmp_path/'lake.csv')], 'auto', 1., told.append)
+    assert {a.runtime for a in read_agreements(words_and_vectors)}>={'openvino','openvino-int8'} and any('openvino' in t for t in told)
+    plant(words_and_vectors, replace(FAST,content=next(a for a in read_agreements(words_and_vectors) if a.runtime=='openvino').content))
+    for name,engine in dict(one=engine_of(1), two=engine_of(2)).items(): screen([tmp_path/'lake.csv'], [words_and_vectors], tmp_path/name, batch_size=20, runtime='auto', engine=engine)
+    same = [(p.name,p.read_bytes()) for p in sorted((tmp_path/'one/scores').glob('*'))]
+    assert same==[(p.name,p.read_bytes()) for p in sorted((tmp_path/'two/scores').glob('*'))] and read_manifest(tmp_path/'one')['settings']['runtime'].startswith('openvino@')
+    rows = pd.concat([pq.read_table(p,partitioning=None).to_pandas() for p in sorted((tmp_path/'one/scores').glob('*'))], ignore_index=True)
+    read = rows.A_score.notna().to_numpy()
+    assert first.is_dir() and chosen and 0<read.sum()<60
+    np.testing.assert_allclose(rows.A_score[read], plain.score(papers(60,2)).A_score[read], atol=1e-5)
 
 
 @pytest.mark.parametrize('found,why', [
