@@ -2,7 +2,8 @@
 PYTHON = python3
 VENV = .venv
 BIN = $(VENV)/bin
-INSTALL = $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
+# compiling every module of every package takes as long as all the rest; Python compiles what it imports
+INSTALL = $(BIN)/python -m pip install --disable-pip-version-check --no-compile -q -c constraints.txt
 STATED = settings.ini setup.py pyproject.toml constraints.txt scripts/hooks.py
 N = 20000
 

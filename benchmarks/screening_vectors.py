@@ -84,13 +84,12 @@ def main() -> None:
     for x in (screener,fast): scores(x,fresh[:8])
     rates,found = measure(dict(loop=(lambda r: one_by_one(screener,r),fresh[:few]), model=(lambda r: scores(screener,r),fresh[:some]), fast=(lambda r: scores(fast,r),fresh[:some]),
                                cascade=(lambda r: with_cascade(scorer,r),test[:many]), cascade_irrelevant=(lambda r: with_cascade(scorer,r),fresh[:many])), o.rounds)
-    loss = measure_cascade(cascade, screener, test)
-    decided = [x.score(fresh[:some])[[f'{l}_pred' for l in x.labels]].to_numpy() for x in (screener,fast)]
+    loss = measure_cascade(cascade, fast, test)
     ratio = lambda a,b: round(rates[a]['rate']/rates[b]['rate'],2)
     write_json(results, dict(command='python benchmarks/screening_vectors.py'+f' --rounds {o.rounds}'*(o.rounds!=3)+' --quick'*o.quick, quick=o.quick, model=MODEL,
         data_sha256={f:file_hash(data/f) for f in ('corpus.parquet','deployment_sample.parquet')}, test_AP=test_ap(s), rates=rates,
         ratios={f'{w}_to_loop':ratio(w,'loop') for w in ('model','fast','cascade','cascade_irrelevant')}|dict(fast_to_model=ratio('fast','model')),
-        runtime=fast.runtime or 'torch', runtimes=[asdict(m) for m in measured], flipped_of=dict(decisions=decided[0].size, fast=int((decided[0]!=decided[1]).sum())),
+        runtime=fast.runtime or 'torch', runtimes=[asdict(m) for m in measured],
         largest_difference_of_scores={w:float(np.abs(found['loop']-found[w][:few]).max()) for w in ('model','fast')},
         cascade=dict(cut=asdict(cascade.cut), read_of_test=round(float(loss.attrs['read']),4), read_of_irrelevant=round(float(cascade.keep(as_records(fresh)).mean()),4), test=loss.astype(object).where(loss.notna(),None).to_dict('records')),
         prevalence={l:round(float(test[l].mean()),4) for l in screener.labels}, n_test=len(test), threads=torch.get_num_threads(), **machine()))

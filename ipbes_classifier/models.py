@@ -108,8 +108,34 @@ BASELINES:dict[str,tuple[str,Callable]] = {  # name -> the loss it minimises, an
     'tfidf-logreg':('logloss',_logreg), 'tfidf-svm':('hinge',_svm), 'tfidf-titles':('logloss',_logreg), 'tfidf-vectors':('logloss',_logreg),
     'tfidf-random-forest':('gini',_forest)}
 
+# %% ../nbs/21_models.ipynb #e5f6a7b8
+class _Worded:
+    "What is common to models of words: the pipelines they add up, and how they count terms."
+    recipe:Input
+    pipeline:Any
+    _terms:Terms|None = None # of the vectorisers of `parts`, once they were asked
+
+    @property
+    def parts(self)->list[tuple[Any,tuple[int,...],float]]:
+        "What is added up: a pipeline, which segments of a record it reads joined, and how much it counts."
+        return [(self.pipeline,(0,1),1.)]
+
+    @property
+    def estimators(self)->list[Any]:
+        "Fitted classifiers, each of one label."
+        return [e for p in {id(p):p for p,_,_ in self.parts}.values() for e in p[1].estimators_]
+
+    def tfidf(self, records:pd.DataFrame, first:int|None=None)->list['csr_matrix']:
+        "What each of `parts`, or the first of them, reads of records: (n, n_terms) TF-IDF."
+        vectorisers = list({id(p[0]):p[0] for p,_,_ in self.parts}.values())
+        if self._terms is None or [*map(id,self._terms.vectorisers)]!=[*map(id,vectorisers)]: self._terms = Terms(*vectorisers)
+        words = [self._terms.words(s) for s in input_texts(records,self.recipe) if s is not None]
+        def of(which:tuple[int,...])->Words: return reduce(add, [words[i] for i in which if i<len(words)])
+        at = {id(v):k for k,v in enumerate(vectorisers)}
+        return [self._terms.tfidf(of(which),at[id(p[0])]) for p,which,_ in self.parts[:first]]
+
 # %% ../nbs/21_models.ipynb #3fd12f1e
-class TfidfModel:
+class TfidfModel(_Worded):
     "A baseline: TF-IDF of word n-grams, then one classifier per label."
     kind = 'baseline'
     terms_alone = True # its log-odds are what `parts` add up to: each term has its share
@@ -124,7 +150,6 @@ class TfidfModel:
         self.name,self.labels,self.recipe,self.settings,self.seed = name,list(labels),recipe,settings,seed
         self.loss,self._classifier = BASELINES[name]
         self.pipeline:Any = None
-        self._terms:Terms|None = None # of the vectorisers of `parts`, once they were asked
 
     def fit(self, train:pd.DataFrame, dev:pd.DataFrame|None=None, **kwargs:Any)->'TfidfModel':
         "Learn vocabulary and classifiers from `train` alone; `dev` is not read."
@@ -140,29 +165,10 @@ class TfidfModel:
         x, = self.tfidf(records)
         return np.column_stack([_squash(e,x) for e in self.pipeline[1].estimators_])
 
-    def tfidf(self, records:pd.DataFrame)->list['csr_matrix']:
-        "What each of `parts` reads of records: (n, n_terms) TF-IDF."
-        vectorisers = list({id(p[0]):p[0] for p,_,_ in self.parts}.values())
-        if self._terms is None or [*map(id,self._terms.vectorisers)]!=[*map(id,vectorisers)]: self._terms = Terms(*vectorisers)
-        words = [self._terms.words(s) for s in input_texts(records,self.recipe) if s is not None]
-        def of(which:tuple[int,...])->Words: return reduce(add, [words[i] for i in which if i<len(words)])
-        at = {id(v):k for k,v in enumerate(vectorisers)}
-        return [self._terms.tfidf(of(which),at[id(p[0])]) for p,which,_ in self.parts]
-
     def save(self, folder:str|os.PathLike)->None:
         "Write `model.skops`, `vocabulary.txt` and `recipe.json`."
         _save_pipeline(self.pipeline, Path(folder))
         write_recipe(self, folder, seed=self.seed, settings=asdict(self.settings), **({'base':base} if (base := getattr(self,'base',None)) else {}))
-
-    @property
-    def parts(self)->list[tuple[Any,tuple[int,...],float]]:
-        "What is added up: a pipeline, which segments of a record it reads joined, and how much it counts."
-        return [(self.pipeline,(0,1),1.)]
-
-    @property
-    def estimators(self)->list[Any]:
-        "Fitted classifiers, each of one label."
-        return [e for p in {id(p):p for p,_,_ in self.parts}.values() for e in p[1].estimators_]
 
     @classmethod
     def load(cls, folder:str|os.PathLike)->'TfidfModel':

@@ -91,6 +91,11 @@ class Network:
     finish:Callable[[np.ndarray],np.ndarray]          # the same from the outputs of `module`
     inputs:tuple[str,...] = ()                        # of `module`; empty: all that the tokenizer gives
 
+    @property
+    def device(self)->str: # cpu or cuda
+        "Where it runs in PyTorch."
+        return next(self.module.parameters()).device.type
+
     def example(self)->dict[str,Any]:
         "Two short texts."
         tokens = self.tokenizer(['Ants on islands','Ants'], ['An invader spreads.','Bees'], padding=True, return_tensors='pt')
@@ -228,7 +233,8 @@ def _torch_bf16(encoder:Asks, max_tokens:int)->Callable[[list[dict[str,list[int]
     "PyTorch, matrix products in bf16."
     def score(encoded:list[dict[str,list[int]]])->np.ndarray:
         import torch
-        with torch.autocast(best_device(), torch.bfloat16): return network(encoder).in_torch(encoded, max_tokens or None)
+        part = network(encoder)
+        with torch.autocast(part.device, torch.bfloat16): return part.in_torch(encoded, max_tokens or None)
     return score
 
 # %% ../nbs/29a_runtimes.ipynb #5b2fdf96

@@ -345,9 +345,11 @@ def runtimes_for(
 
 # %% ../nbs/32_screen_corpus.ipynb #f4c559c7
 def _as_before(encoders:Sequence[Path], folders:Sequence[Path], settings:Mapping[str,Any])->Chosen:
-    "The runtimes in which a screening began; none for other models, which its folder refuses."
+    "The runtimes in which a screening began; none for other models, which its folder refuses. `ValueError` if an earlier version counted encoders otherwise."
     if settings.get('model')!=' + '.join(map(model_version,folders)): return {}
-    return {str(f):Runtime.parse(r) for f,r in zip(encoders,settings.get('runtime','').split(' + ')) if r}
+    ran = settings['runtime'].split(' + ') if settings.get('runtime') else []
+    if ran and len(ran)!=len(encoders): raise ValueError(f"this screening began in {settings['runtime']}, by a version that knew {len(ran)} encoders in these models; this one knows {len(encoders)}: begin it anew in another folder")
+    return {str(f):Runtime.parse(r) for f,r in zip(encoders,ran)}
 
 # %% ../nbs/32_screen_corpus.ipynb #943183cf
 def _share_read(models:Sequence[str|os.PathLike], first_pass:FirstPass|bool|None)->float:

@@ -72,11 +72,12 @@ _BLOCK = 2000 # texts whose terms are in memory at a time
 class Terms:
     "Fitted vectorisers that take texts apart in the same way."
     def __init__(self,
-        *vectorisers:Any, # `TfidfVectorizer`s of words without stop words; `ValueError` if they would find different words in a text
+        *vectorisers:Any, # `TfidfVectorizer`s; `ValueError` for settings that are not known here, or if they would find different words in a text
     ):
         self.vectorisers = vectorisers
-        ways = [{k:v.get_params()[k] for k in _WAYS} for v in vectorisers]
-        if other := [w for w in ways if w!=ways[0]|dict(analyzer='word',stop_words=None)]: raise ValueError(f"vectorisers take texts apart in different ways, or in one that is not known here: {ways[0]} and {other[0]}")
+        for v in vectorisers: _check_known(v)
+        ways = [{k:v.get_params()[k] for k in ('lowercase','strip_accents')} for v in vectorisers]
+        if other := [w for w in ways if w!=ways[0]]: raise ValueError(f"vectorisers take texts apart in different ways: {ways[0]} and {other[0]}")
         self._prepare,self._split = vectorisers[0].build_preprocessor(),vectorisers[0].build_tokenizer()
         apart = [' '.join(v.vocabulary_).split(' ') for v in vectorisers]
         self._number = {w:i for i,w in enumerate(dict.fromkeys(chain.from_iterable(apart)))}
@@ -92,8 +93,12 @@ class Terms:
 
     def words(self, texts:Sequence[str])->Words:
         "Take texts apart."
-        apart = [self._split(self._prepare(t)) for t in texts]
-        return Words(self._numbers([*chain.from_iterable(apart)]), np.fromiter(map(len,apart), np.int64, len(apart)))
+        ids,sizes = [np.zeros(0,np.int64)],np.zeros(len(texts),np.int64)
+        for a in range(0,len(texts),_BLOCK):
+            apart = [self._split(self._prepare(t)) for t in texts[a:a+_BLOCK]]
+            ids.append(self._numbers([*chain.from_iterable(apart)]))
+            sizes[a:a+_BLOCK] = [len(t) for t in apart]
+        return Words(np.concatenate(ids), sizes)
 
     def tfidf(self,
         words:Words,   # n texts
@@ -110,11 +115,17 @@ class Terms:
         return self._weights[which].transform(x, copy=False) if x.shape[0] else x
 
 # %% ../nbs/20i_terms.ipynb #ea6de6cb
-_WAYS = ('analyzer','decode_error','encoding','input','lowercase','preprocessor','stop_words','strip_accents','token_pattern','tokenizer') # what decides which words a text has
+_KNOWN = dict(analyzer='word', binary=False, input='content', preprocessor=None, stop_words=None, token_pattern=r'(?u)\b\w\w+\b', tokenizer=None, use_idf=True) # settings of vectorisers
+
+def _check_known(vectoriser:Any)->None:
+    "`ValueError` unless a vectoriser works in the way that this page does."
+    given,(least,most) = vectoriser.get_params(),vectoriser.ngram_range
+    if other := [f'{k}={given[k]!r}' for k,v in _KNOWN.items() if given[k]!=v]: raise ValueError(f"terms are counted as by {_KNOWN}; this vectoriser has {', '.join(other)}")
+    if bad := next((t for t in vectoriser.vocabulary_ if not least<=t.count(' ')+1<=most), None): raise ValueError(f"the vocabulary holds {bad!r}, which a vectoriser of {least} to {most} words never finds")
 
 def _weights(vectoriser:Any)->Any:
     "What weighs counts as a fitted vectoriser does."
     from sklearn.feature_extraction.text import TfidfTransformer
-    weights = TfidfTransformer(norm=vectoriser.norm, use_idf=vectoriser.use_idf, smooth_idf=vectoriser.smooth_idf, sublinear_tf=vectoriser.sublinear_tf)
-    if vectoriser.use_idf: weights.idf_ = vectoriser.idf_
+    weights = TfidfTransformer(norm=vectoriser.norm, sublinear_tf=vectoriser.sublinear_tf)
+    weights.idf_ = vectoriser.idf_
     return weights

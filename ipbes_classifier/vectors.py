@@ -29,6 +29,14 @@ from .titles import TitlesModel, _having
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+# %% ../nbs/21f_vectors.ipynb #d1e2f3a4
+_SPARE = 16 # words more than a text may have tokens: one of control characters alone gives none
+
+def _first_words(text:str, n:int)->str:
+    "A text up to its word `n`, as it stands."
+    apart = text.split(None,n)
+    return text if len(apart)<=n else text[:-len(apart[n])]
+
 # %% ../nbs/21f_vectors.ipynb #14fecd77
 class Embedder:
     "An encoder as it was published: texts in, vectors of length 1 out."
@@ -72,7 +80,8 @@ class Embedder:
     def encoded(self, texts:Sequence[str])->list[dict[str,list[int]]]:
         "Tokenised texts, not padded."
         if not texts: return []
-        return [dict(input_ids=i) for i in self.tokenizer(list(texts), truncation=True, max_length=min(self.length,self.tokenizer.model_max_length))['input_ids']]
+        most = min(self.length,self.tokenizer.model_max_length)
+        return [dict(input_ids=i) for i in self.tokenizer([_first_words(t,most+_SPARE) for t in texts], truncation=True, max_length=most)['input_ids']]
 
     def in_torch(self, encoded:list[dict[str,list[int]]], max_tokens:int|None=None)->np.ndarray:
         "(n, width) means over the tokens of tokenised texts; `max_tokens` is of a padded batch."
@@ -113,7 +122,7 @@ def unit(
 )->np.ndarray:    # the same directions, of length 1; zeros stay zeros
     "Vectors of length 1."
     size = np.linalg.norm(x, axis=1, keepdims=True)
-    return np.divide(x, size, out=np.zeros_like(x), where=size>0)
+    return np.divide(x, size, out=np.zeros_like(x), where=size!=0)
 
 # %% ../nbs/21f_vectors.ipynb #25664b11
 _FOLDER:ContextVar[Path|None] = ContextVar('vectors', default=None) # where vectors are kept
@@ -154,7 +163,7 @@ def vectors_of(
     encoder:Embedder,
     texts:Sequence[str],
 )->np.ndarray: # (n, width), as `encoder` gives them
-    "Vectors of many texts, with a bar where they are thousands; kept, and found again, in a block of `kept_vectors`."
+    "Vectors of many texts, with a bar where they are thousands; PyTorch's are kept, and found again, in a block of `kept_vectors`."
     from tqdm import tqdm
     folder = None if encoder.runtime else _FOLDER.get() # what is kept is PyTorch's
     if folder is None and len(texts)<=_PART: return encoder(texts)
@@ -170,6 +179,20 @@ def vectors_of(
         if folder is not None: _keep(folder, part, x)
     return np.array([known[n] for n in names], np.float32).reshape(len(names),-1)
 
+# %% ../nbs/21f_vectors.ipynb #9f0e1d2c
+_NEAR = 64 # of the nearest of all, among which those without a label are looked for
+
+def _largest(x:np.ndarray, k:int)->np.ndarray:
+    "(n,) means of the `k` largest in each row; of all, if there are fewer."
+    return np.partition(x,-(m := min(k,x.shape[1])),axis=1)[:,-m:].mean(1)
+
+def _largest_without(cosine:np.ndarray, carries:np.ndarray, near:np.ndarray, values:np.ndarray, k:int)->np.ndarray:
+    "(n,) the same of columns that do not carry a label, from the positions (n, m) and values of the largest of all."
+    out = _largest(np.where(carries[near],-np.inf,values), k)
+    few = np.flatnonzero((~carries[near]).sum(1)<k)
+    if len(few): out[few] = _largest(cosine[few][:,~carries], k)
+    return out
+
 # %% ../nbs/21f_vectors.ipynb #afcdb4ba
 def nearness(
     queries:np.ndarray, # (n, width) of length 1
@@ -177,12 +200,15 @@ def nearness(
     carries:np.ndarray, # (m, n_labels) of 0 and 1; each label has both
     k:int,              # how many of the nearest count; all, if there are fewer
 )->np.ndarray:          # (n, n_labels), -2 to 2
-    "Mean cosine of the `k` nearest that carry a label, less that of the `k` nearest that do not."
-    out = np.zeros((len(queries),carries.shape[1]))
-    def mean(x:np.ndarray)->np.ndarray: return np.partition(x,-(m := min(k,x.shape[1])),axis=1)[:,-m:].mean(1)
+    "Mean cosine of the `k` nearest that carry a label, less that of the `k` nearest that do not; `ValueError` for `k` below 1."
+    if k<1: raise ValueError(f"the nearest are 1 or more; got {k}")
+    out,y = np.zeros((len(queries),carries.shape[1])),carries.astype(bool)
+    m = min(_NEAR,len(memory))
     for a in range(0,len(queries),512):
         cosine = queries[a:a+512]@memory.T
-        for j,y in enumerate(carries.T.astype(bool)): out[a:a+512,j] = mean(cosine[:,y])-mean(cosine[:,~y])
+        near = np.argpartition(cosine, -m, axis=1)[:,-m:].copy() # the rest of it is as large as `cosine`
+        values = np.take_along_axis(cosine, near, axis=1)
+        for j,c in enumerate(y.T): out[a:a+512,j] = _largest(cosine[:,c],k)-_largest_without(cosine, c, near, values, k)
     return out
 
 # %% ../nbs/21f_vectors.ipynb #2e83ba35
@@ -278,8 +304,7 @@ class VectorsModel(_Stored):
         whole,titled = _having(abstracts),_having(titles)
         label_matrix(train[titled], self.labels)
         one = replace(self.settings, C=self.settings.whole_C)
-        words = self.pipeline[0].transform([f'{t} {a}' for t,a,r in zip(titles,abstracts,whole) if r])
-        self.ratios = Ratios.fit(words, y[whole], lambda: self._classifier(one,self.seed).estimator)
+        self.ratios = Ratios.fit(self.tfidf(train[whole],1)[0], y[whole], lambda: self._classifier(one,self.seed).estimator)
         self.records = Known.of(vectors_of(self.embedder, _joined(titles,abstracts,whole)), y[whole])
         self.titles = Known.of(vectors_of(self.embedder, [t for t,r in zip(titles,titled) if r]), y[titled])
         return self

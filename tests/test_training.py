@@ -153,7 +153,7 @@ def test_real_records_in_short(tmp_path):
     pytest.importorskip('cleanlab')
     from pathlib import Path
     script = Path(__file__).parents[1]/'benchmarks/quality.py'
-    p = subprocess.run([sys.executable,str(script),'--quick','--work',str(tmp_path/'w'),'--results',str(tmp_path/'q.json'),'--n-boot','50'],
+    p = subprocess.run([sys.executable,str(script),'--quick','--work',str(tmp_path/'w'),'--results',str(tmp_path/'q.json'),'--n-boot','50','--models','tfidf-logreg','tfidf-titles'],
                        capture_output=True, text=True, timeout=900)
     assert p.returncode==0, p.stdout+p.stderr
     import json
