@@ -139,7 +139,7 @@ def test_a_model_that_is_its_own_first_pass_in_readme_is_that_of_the_benchmark(r
     row = next(l for l in readme.splitlines() if 'benchmarks/screening_vectors.py' in l)
     for text in (f"{r['model_to_loop']:.1f} times the records a second;", f"{r['cascade_to_loop']:.1f} times ({first['read_of_test']:.0%} are read)", f"{r['cascade_irrelevant_to_loop']:.1f} times ({first['read_of_irrelevant']:.0%})",
                  f"{lost['lost']} of {lost['selected']} selected papers lost, {lost['relevant_lost']} of {lost['relevant_selected']} relevant ones"): assert text in row, text
-    assert f"{first['cut']['read']:.1%} of the records that set the cut are read" in readme and f"({q['rates']['cascade_irrelevant']['rate']:.0f} in one process" in readme
+    assert f"{first['cut']['read']:.1%} of the records that set the cut are read" in readme and f"{q['rates']['cascade_irrelevant']['rate']:.0f} in one process" in readme
     assert q['runtime']=='torch' and f"OpenVINO had {openvino['rate']/openvino['torch_rate']:.2f} times the rate of PyTorch" in readme
     assert r['model_to_loop']>=4 and r['cascade_to_loop']>=40 # which README calls reached
 
