@@ -14,8 +14,8 @@ What another record costs, in seconds and in processor seconds, is read from the
 for 250 million works on `--cores` processors (see `estimate`); if another model reads what the first leaves, `--kept` is its share of the records and
 `--second-rate` how many of them a core scores a second, both as measured elsewhere.
 
-With `--checkpoint` an encoder is measured in place of the linear model, behind the first pass that stands beside it (as `benchmarks/screening.py` leaves one in
-`results/screening/`); `read` is the share of the records that it reads. Such figures go to `screening_growth_cascade.json`.
+With `--checkpoint` another model is measured in place of the linear one, behind the first pass that stands beside it (as `benchmarks/screening.py` and `screening_vectors.py`
+leave one below `results/`); `read` is the share of the records that it reads. Such figures go to `screening_growth_cascade.json`.
 """
 import argparse
 import json
@@ -140,7 +140,7 @@ def main() -> None:
     a.add_argument('--cores', type=int, default=2000, help='processors of the cluster of the estimate')
     a.add_argument('--kept', type=float, default=0., help='share of the records that a second model reads')
     a.add_argument('--second-rate', type=float, default=1., help='records that a core scores a second with the second model')
-    a.add_argument('--checkpoint', type=Path, help='an encoder with a first pass beside it, in place of the linear model')
+    a.add_argument('--checkpoint', type=Path, help='a model with a first pass beside it, in place of the linear one')
     a.add_argument('--quick', action='store_true', help='shows that it works, not how fast anything is')
     a.add_argument('--results', type=Path, help='default: screening_growth.json in benchmarks/results, or in results/benchmarks for --quick')
     o = a.parse_args()
