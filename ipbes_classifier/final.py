@@ -25,7 +25,7 @@ from .card import INTENDED, LIBRARIES, LIMITS, _calibrated, _made_from, _measure
 from .config import Settings, label_names
 from .files import atomic_dir, atomic_path, file_hash, locked, obj_hash, write_errors, write_json, write_text
 from .folds import make_folds, near_duplicate_clusters
-from .memory import explain_memory
+from .memory import explain_memory, keep_freed
 from .metrics import evaluate
 from .models import BASELINES, Model, frozen_hash, known_model, make_model
 from .provenance import seed_everything, timed, versions, write_provenance
@@ -246,6 +246,7 @@ def train_final(
     name = _check_final(model, out)
     with _alone(out), timed() as took:
         seed_everything(s.seed)
+        keep_freed()
         d = read_final_data(data, s)
         say(f'{len(d.records)} records and {len(d.titles)} titles; {d.dropped} titles are those of records')
         work = _work_of(out, s, name, d)

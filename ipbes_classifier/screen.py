@@ -17,7 +17,7 @@ import pandas as pd
 from .agreement import N_FIT, Agreement, Chosen, choose_for, measure_runtimes, use_chosen
 from .files import atomic_path
 from .hub import checkpoint_folder
-from .memory import explain_memory
+from .memory import explain_memory, keep_freed
 from .models import Model, load_model, model_version
 from .records import check_decisions, check_overwrite, clean_records, clean_texts, iter_records, to_records, write_records
 from .results import read_decisions
@@ -92,6 +92,7 @@ class Screener:
         Encoders run in `runtime`, one of `config.RUNTIMES`, as far as `agreement.choose_runtime` lets them, or as was chosen.
         """
         if not folders: raise ValueError("no checkpoint was named; give one folder or several")
+        keep_freed()
         found = [checkpoint_folder(f) for f in folders]
         models = [load_model(f) for f in found]
         decisions = [read_decisions(f,m.labels) for f,m in zip(found,models)]

@@ -49,28 +49,47 @@ def _rows(records:'pd.DataFrame', file:str, start:int)->'pa.Table':
     return _scorer[0]().rows(records, file, start)
 
 # %% ../nbs/32b_screen_processes.ipynb #b9f41a04
-Waiting = deque[tuple[int,int,int,Future]] # file, batch, records, rows to come
+class _Waiting:
+    "What is to be written and noted, in order: batches that workers score, and ends of files."
+    def __init__(self, job:Job): self.job,self.steps,self.batches = job,deque[Callable[[],None]](),0
 
-def _write_first(job:Job, waiting:Waiting)->None:
-    "Wait for the oldest batch, and write it."
-    i,b,n,rows = waiting.popleft()
-    job.folder.write(i, b, rows.result())
-    job.written += 1
-    job.progress.add(n)
+    def batch(self, i:int, b:int, n:int, rows:Future)->None:
+        "A batch of `n` records of a file, whose rows are to come."
+        self.steps.append(partial(self._write,i,b,n,rows))
+        self.batches += 1
+
+    def end(self, *read:Any)->None:
+        "A file has been read, see `end_file`."
+        self.steps.append(partial(end_file,self.job,*read))
+
+    def down_to(self, most:int)->None:
+        "Wait until no more than `most` batches do; ends of files before them are noted on the way."
+        while self.steps and (self.batches>most or not self.batches): self.steps.popleft()()
+
+    def _write(self, i:int, b:int, n:int, rows:Future)->None:
+        self.batches -= 1
+        self.job.folder.write(i, b, rows.result())
+        self.job.written += 1
+        self.job.progress.add(n)
 
 # %% ../nbs/32b_screen_processes.ipynb #e34b14e1
-def _hand_out(job:Job, i:int, done:set[int], submit:Callable[...,Future], most:int)->None:
-    "Read a file, and let workers score its batches."
-    name,end,b,waiting,error = job.folder.files[i],0,0,Waiting(),None
+def _hand_out(job:Job, i:int, submit:Callable[...,Future], waiting:_Waiting, most:int)->None:
+    "Read a file, and let workers score its batches; `Unreadable` as of `begin_file`."
+    try: done = begin_file(job,i)
+    except Unreadable:
+        waiting.down_to(0)
+        raise
+    if done is None: return
+    name,end,b,error = job.folder.files[i],0,0,None
     try:
         for b,(start,records) in enumerate(read_batches(name,job.batch_size), 1):
             end = start+len(records)
             if b-1 in done: job.progress.add(len(records), False)
-            else: waiting.append((i, b-1, len(records), submit(_rows,records,name,start)))
-            if len(waiting)>most: _write_first(job,waiting)
+            else: waiting.batch(i, b-1, len(records), submit(_rows,records,name,start))
+            waiting.down_to(most)
     except Unreadable as e: error = e
-    while waiting: _write_first(job,waiting)
-    end_file(job, i, end, b, error)
+    waiting.end(i, end, b, error)
+    waiting.down_to(0 if error and not job.skip_bad else most)
 
 # %% ../nbs/32b_screen_processes.ipynb #0778dded
 def score_in_processes(
@@ -79,10 +98,11 @@ def score_in_processes(
 )->None:
     "An engine like `score_here`, with workers; `ChildProcessError` if one of them was lost."
     context,threads = multiprocessing.get_context('spawn'),max(1,(os.cpu_count() or 1)//workers)
+    waiting = _Waiting(job)
     with ProcessPoolExecutor(workers, context, _start, (job.load,job.scorer.settings,threads)) as pool:
         try:
-            for i in range(len(job.folder.files)):
-                if (done := begin_file(job,i)) is not None: _hand_out(job, i, done, pool.submit, workers)
+            for i in range(len(job.folder.files)): _hand_out(job, i, pool.submit, waiting, workers)
+            waiting.down_to(0)
         except BrokenProcessPool as e:
             raise ChildProcessError("a process that scored was lost: killed, or out of memory. What was scored is kept, and the same call goes on; fewer workers need less") from e
         finally: pool.shutdown(cancel_futures=True)

@@ -28,7 +28,7 @@ from .files import atomic_dir, file_hash, locked, obj_hash, write_errors, write_
 from .folds import Fold, read_fold
 from .metrics import evaluate
 from .losses import find_loss
-from .memory import explain_memory, peak_memory
+from .memory import explain_memory, keep_freed, peak_memory
 from .models import Model, find_model, is_own, known_model, label_matrix, loss_of, make_model, model_hash
 from .models import model_name as model_name_of
 from .provenance import device_name, seed_everything, timed, versions, write_provenance
@@ -317,6 +317,7 @@ def train(
     best = _searched(s, hp_config, name, loss, fold, run) if hp_config else None
     if best: s = with_best(s, best, name, overrides)
     seed_everything(s.seed+run)
+    keep_freed()
     model,labels = make_model(name, s, loss, run),label_names(s)
     data,path = read_dataset(s),project_path(s,s.paths.dataset)
     rows = read_fold(project_path(s,s.paths.folds_dir), fold, run, path, len(data))
