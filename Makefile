@@ -41,8 +41,9 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 demo: setup
 	$(BIN)/ipbes demo
 
+# a test that hangs, or takes its process with it, ends the run with its name; a new process in its place has hung for good
 test: setup-dev
-	$(BIN)/python -m pytest -m 'not long' -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -m 'not long' -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0 --timeout 600
 
 test-long: setup-dev
 	$(BIN)/python -m pytest -m long

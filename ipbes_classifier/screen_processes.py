@@ -51,20 +51,20 @@ def _rows(records:'pd.DataFrame', file:str, start:int)->'pa.Table':
 # %% ../nbs/32b_screen_processes.ipynb #b9f41a04
 class _Waiting:
     "What is to be written and noted, in order: batches that workers score, and ends of files."
-    def __init__(self, job:Job): self.job,self.steps,self.batches = job,deque[Callable[[],None]](),0
+    def __init__(self, job:Job): self.job,self.steps,self.batches = job,deque[tuple[bool,Callable[[],None]]](),0
 
     def batch(self, i:int, b:int, n:int, rows:Future)->None:
         "A batch of `n` records of a file, whose rows are to come."
-        self.steps.append(partial(self._write,i,b,n,rows))
+        self.steps.append((True,partial(self._write,i,b,n,rows)))
         self.batches += 1
 
     def end(self, *read:Any)->None:
         "A file has been read, see `end_file`."
-        self.steps.append(partial(end_file,self.job,*read))
+        self.steps.append((False,partial(end_file,self.job,*read)))
 
     def down_to(self, most:int)->None:
         "Wait until no more than `most` batches do; ends of files before them are noted on the way."
-        while self.steps and (self.batches>most or not self.batches): self.steps.popleft()()
+        while self.steps and (self.batches>most or not self.steps[0][0]): self.steps.popleft()[1]()
 
     def _write(self, i:int, b:int, n:int, rows:Future)->None:
         self.batches -= 1

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -24,7 +25,7 @@ from ipbes_classifier.ranking import rank_scores
 from ipbes_classifier.records import write_records
 from ipbes_classifier.results import write_decisions
 from ipbes_classifier.screen import Screener, predict
-from ipbes_classifier.screen_corpus import PUT_ASIDE, Scorer, Unreadable, score_here, screen
+from ipbes_classifier.screen_corpus import PUT_ASIDE, Scorer, Unreadable, end_file, score_here, screen
 from ipbes_classifier.screen_folder import alone_in_folder
 from ipbes_classifier.screen_processes import engine_of
 from ipbes_classifier.thresholds import Calibration
@@ -198,6 +199,34 @@ def test_killed_with_workers(model, tmp_path):
     screen([lake], [model], tmp_path/'out')
     screen([lake], [model], tmp_path/'whole')
     assert content(tmp_path/'out')==content(tmp_path/'whole')
+
+
+def test_the_next_file_is_begun_before_the_last_is_scored(model, tmp_path, monkeypatch):
+    "No worker waits for the end of a file: three batches of three files are handed out before the first is waited for."
+    from ipbes_classifier import screen_processes
+    submitted,waited,ended = [],[],[]
+    class Pool:
+        "Scores at once, and notes how much had been handed out when rows were wanted."
+        def __init__(self, workers, context, start, given): self.scorer = given[0]()
+        def __enter__(self): return self
+        def __exit__(self, *error): pass
+        def shutdown(self, **how): pass
+        def submit(self, score, records, name, start):
+            submitted.append(name)
+            def result():
+                waited.append((len(submitted),len(ended)))
+                return self.scorer.rows(records, name, start)
+            return SimpleNamespace(result=result)
+    def end(job, i, *read):
+        ended.append(i)
+        end_file(job, i, *read)
+    monkeypatch.setattr(screen_processes, 'ProcessPoolExecutor', Pool)
+    monkeypatch.setattr(screen_processes, 'end_file', end)
+    for i in range(4): write_records([papers(5,i)], tmp_path/f'lake/{i}.csv')
+    screen([tmp_path/'lake'], [model], tmp_path/'two', engine=engine_of(2))
+    assert waited==[(3,0),(4,1),(4,2),(4,3)] and ended==[0,1,2,3]
+    screen([tmp_path/'lake'], [model], tmp_path/'one')
+    assert content(tmp_path/'one')==content(tmp_path/'two')
 
 
 def test_worker_that_is_lost(lake, model, tmp_path):
