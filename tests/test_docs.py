@@ -166,6 +166,7 @@ def test_searches_and_a_grid_get_through(tmp_path):
     assert '11 executed' in said[2] and 'Ensemble' in said[2]
 
 
+@pytest.mark.long
 def test_screening_gets_through(tmp_path):
     "The first pass puts papers aside; without it, all are read."
     where,said = run_tour('Screening', tmp_path, tmp_path/'pwd')

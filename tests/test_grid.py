@@ -64,6 +64,7 @@ def test_ray_and_here_leave_the_same_bytes(project, tmp_path):
     assert said[-1].startswith('[3/3] ensemble') and not ray.is_initialized()
 
 
+@pytest.mark.long
 def test_nothing_to_do_starts_no_ray(project, monkeypatch):
     grid(project, engine='here', with_compare=False)
     monkeypatch.setattr(ray, 'init', lambda *a,**k: pytest.fail('Ray was started'))

@@ -114,10 +114,9 @@ def words_and_vectors(tmp_path_factory):
 
 
 def test_a_model_of_words_and_vectors_is_measured_chosen_and_screens_alike(words_and_vectors, tmp_path, monkeypatch):
-    "Measured before it screens, behind its own first pass, in one process and in two."
+    "Measured before it screens, behind its own first pass; workers do as `test_workers_run_what_was_chosen` shows."
     from ipbes_classifier import screen_corpus
     from ipbes_classifier.cascade import cascade_folder, fit_cascade, save_cascade
-    from ipbes_classifier.screen_processes import engine_of
     monkeypatch.setattr(agreement, 'LEAST_GAIN', 0.)
     monkeypatch.setattr(screen_corpus, '_MEASURED_FROM', 10)
     plain = Screener.load(words_and_vectors)
@@ -127,11 +126,10 @@ def test_a_model_of_words_and_vectors_is_measured_chosen_and_screens_alike(words
     chosen = runtimes_for([words_and_vectors], tmp_path/'one', [str(tmp_path/'lake.csv')], 'auto', 1., told.append)
     found = next(a for a in read_agreements(words_and_vectors) if a.runtime=='openvino')
     assert not found.problem and found.content and found.n==60-agreement.N_FIT and found.flipped==0 and found.rate>0<found.torch_rate, found
-    assert told[-1].endswith((' runs in openvino',' runs in openvino-int8')), told
+    assert not told[-1].endswith(' runs in torch'), told
     plant(words_and_vectors, replace(FAST,content=found.content))
-    for name,engine in dict(one=engine_of(1), two=engine_of(2)).items(): screen([tmp_path/'lake.csv'], [words_and_vectors], tmp_path/name, batch_size=20, runtime='auto', engine=engine)
-    same = [(p.name,p.read_bytes()) for p in sorted((tmp_path/'one/scores').glob('*'))]
-    assert same==[(p.name,p.read_bytes()) for p in sorted((tmp_path/'two/scores').glob('*'))] and read_manifest(tmp_path/'one')['settings']['runtime'].startswith('openvino@')
+    screen([tmp_path/'lake.csv'], [words_and_vectors], tmp_path/'one', batch_size=20, runtime='auto')
+    assert read_manifest(tmp_path/'one')['settings']['runtime'].startswith('openvino@')
     rows = pd.concat([pq.read_table(p,partitioning=None).to_pandas() for p in sorted((tmp_path/'one/scores').glob('*'))], ignore_index=True)
     read = rows.A_score.notna().to_numpy()
     assert chosen and 0<read.sum()<60

@@ -237,6 +237,7 @@ def test_worker_that_is_lost(lake, model, tmp_path):
     assert not content(out)
 
 
+@pytest.mark.long
 def test_a_model_that_changes_while_workers_start(lake, tmp_path):
     "Said as it is; a worker that cannot load its model was not killed."
     model = train(tmp_path/'toy')

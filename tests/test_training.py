@@ -40,6 +40,7 @@ def small(tmp_path):
     return sample_project(tmp_path/'p', n=300, overrides=['folds.n_folds=2','logging.progress=false','logging.tensorboard=false'])
 
 
+@pytest.mark.long
 def test_a_killed_training_goes_on_to_the_same_weights(small, tmp_path):
     other = sample_project(tmp_path/'q', n=300, overrides=['folds.n_folds=2','logging.progress=false'])
     name = 'results/final_model/best_model_cross_val_BCE_minilm_fold-0'
