@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .cluster import environment
 from .config import RUNTIMES, Input
 from .encoders import Encoder, _quiet, best_device, choose_precision, encode, encoder_source, length_batches, score_encoded
 from .files import atomic_dir, file_hash, read_json, write_json
@@ -113,14 +114,16 @@ def network(
     return Network(mean_of_tokens()(e.model.eval()), e.tokenizer, model.encoded, e.in_torch, np.asarray, ('input_ids','attention_mask'))
 
 # %% ../nbs/29a_runtimes.ipynb #d55a9bb2
+_UNTOLD = dict(CI='true', NNCF_CI='1') # with these, neither OpenVINO nor NNCF tells its makers that it was used
+
 @contextmanager
 def _silent()->Iterator[None]:
-    "No remarks of the libraries on how a model is traced."
+    "No remarks of the libraries on how a model is traced, and none over the network."
     import logging
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings(),_quiet():
+        with environment(_UNTOLD),warnings.catch_warnings(),_quiet():
             warnings.simplefilter('ignore')
             yield
     finally: logging.disable(level)
@@ -140,11 +143,11 @@ def to_openvino(
 def _quantized(model:'ov.Model', tokenizer:Any, encoded:Sequence[Mapping[str,list[int]]])->'ov.Model':
     "A model in int8, its scales fitted on tokenised records."
     import logging
-    import nncf
-    nncf.set_log_level(logging.ERROR)
     names = {n for i in model.inputs for n in i.get_names()}
     batches = [{k:v for k,v in tokenizer.pad([e],return_tensors='np').items() if k in names} for e in encoded]
     with _silent(),_no_bars():
+        import nncf
+        nncf.set_log_level(logging.ERROR)
         return nncf.quantize(model, nncf.Dataset(batches), subset_size=len(batches), model_type=nncf.ModelType.TRANSFORMER, preset=nncf.QuantizationPreset.MIXED)
 
 # %% ../nbs/29a_runtimes.ipynb #9c40c47d

@@ -333,3 +333,22 @@ def test_the_command_that_measures(model, tmp_path):
     done = ipbes(tmp_path, 'runtimes', 'lake.csv', '-m', 'small', '-n', '100')
     assert done.returncode==0, done.stderr
     assert 'openvino: ' in done.stdout and 'times the r' in done.stdout and 'openvino-int8: ' in done.stdout
+
+
+TOLD = """
+from openvino_telemetry.utils.sender import TelemetrySender
+from ipbes_classifier import runtimes
+sent = []
+TelemetrySender.send = lambda self, *what: sent.append(what)
+{first}
+runtimes.to_openvino(runtimes.small_encoder())
+print(len(sent))
+"""
+
+@pytest.mark.parametrize('first,told', [('',False), ('runtimes._UNTOLD = {}',True)])
+def test_nobody_is_told_that_openvino_is_used(tmp_path, first, told):
+    "Unless asked not to, it tells its makers over the network of each conversion."
+    pytest.importorskip('openvino_telemetry')
+    env = {k:v for k,v in os.environ.items() if k not in ('CI','TF_BUILD','JENKINS_URL')}|dict(HOME=str(tmp_path))
+    done = subprocess.run([sys.executable,'-c',TOLD.format(first=first)], env=env, capture_output=True, text=True)
+    assert not done.returncode and (int(done.stdout)>0)==told, done.stderr
