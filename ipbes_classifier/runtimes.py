@@ -50,10 +50,18 @@ def why_not(
     if missing := [p for p in needed if find_spec(p) is None]: return f"this needs {' and '.join(missing)}: pip install 'ipbes_classifier[openvino]'"
     return '' if runtime!='openvino-bf16' or 'BF16' in _abilities() else 'this processor has no instructions for bf16'
 
+# %% ../nbs/29a_runtimes.ipynb #0be47e11
+_UNTOLD = dict(CI='true', NNCF_CI='1') # with these, neither OpenVINO nor NNCF tells its makers that it was used
+
+def _openvino()->Any:
+    "The library; at its import it would tell already."
+    with environment(_UNTOLD): import openvino
+    return openvino
+
 # %% ../nbs/29a_runtimes.ipynb #91e91b96
 def _abilities()->list[str]:
     "What OpenVINO finds in this processor."
-    import openvino as ov
+    ov = _openvino()
     return list(ov.Core().get_property('CPU','OPTIMIZATION_CAPABILITIES'))
 
 # %% ../nbs/29a_runtimes.ipynb #efa27c8a
@@ -114,8 +122,6 @@ def network(
     return Network(mean_of_tokens()(e.model.eval()), e.tokenizer, model.encoded, e.in_torch, np.asarray, ('input_ids','attention_mask'))
 
 # %% ../nbs/29a_runtimes.ipynb #d55a9bb2
-_UNTOLD = dict(CI='true', NNCF_CI='1') # with these, neither OpenVINO nor NNCF tells its makers that it was used
-
 @contextmanager
 def _silent()->Iterator[None]:
     "No remarks of the libraries on how a model is traced, and none over the network."
@@ -133,7 +139,7 @@ def to_openvino(
     model:Asks, # on the CPU
 )->'ov.Model':  # inputs as the tokenizer names them, one output (n, width); float32
     "An encoder in OpenVINO's form; `ValueError` if it cannot be traced."
-    import openvino as ov
+    ov = _openvino()
     try:
         part = network(model)
         with _silent(): return ov.convert_model(part.module, example_input=part.example())
@@ -165,7 +171,7 @@ def compiled(
     records:'pd.DataFrame|None'=None, # cleaned records that int8 is fitted on, some dozens
 )->Path:                        # model.xml, beside it model.bin and made.json
     "OpenVINO's form of a checkpoint, made if missing; `FileNotFoundError` if int8 is missing or damaged and there are no records to fit it on."
-    import openvino as ov
+    ov = _openvino()
     int8 = runtime=='openvino-int8'
     folder = runtime_folder(checkpoint)/('int8' if int8 else 'float32')
     if _is_whole(folder): return folder/'model.xml'
@@ -216,7 +222,7 @@ class OpenVinoScorer:
         self._model:Any = None
 
     def _compiled(self)->Any:
-        import openvino as ov
+        ov = _openvino()
         import torch
         options = dict(INFERENCE_NUM_THREADS=torch.get_num_threads(), PERFORMANCE_HINT='LATENCY', INFERENCE_PRECISION_HINT='bf16' if self.bf16 else 'f32')
         return ov.Core().compile_model(self.path, 'CPU', options)
