@@ -74,9 +74,9 @@ class _Waiting:
 
 # %% ../nbs/32b_screen_processes.ipynb #e34b14e1
 def _hand_out(job:Job, i:int, submit:Callable[...,Future], waiting:_Waiting, most:int)->None:
-    "Read a file, and let workers score its batches; `Unreadable` as of `begin_file`."
+    "Read a file, and let workers score its batches; errors as of `begin_file`."
     try: done = begin_file(job,i)
-    except Unreadable:
+    except (ValueError,OSError): # what is being scored of files before it is not lost
         waiting.down_to(0)
         raise
     if done is None: return

@@ -229,6 +229,15 @@ def test_the_next_file_is_begun_before_the_last_is_scored(model, tmp_path, monke
     assert content(tmp_path/'one')==content(tmp_path/'two')
 
 
+def test_what_is_being_scored_is_kept_where_a_later_file_has_changed(model, tmp_path):
+    for i in (0,2): write_records([papers(5,i)], tmp_path/f'lake/{i}.csv')
+    screen([tmp_path/'lake/0.csv',tmp_path/'lake/2.csv'], [model], tmp_path/'out', batch_size=5)
+    (tmp_path/'out/scores/part-00000-00000.parquet').unlink()
+    write_records([papers(5,4)], tmp_path/'lake/2.csv')
+    with pytest.raises(ValueError, match='2.csv has changed'): screen([tmp_path/'lake/0.csv',tmp_path/'lake/2.csv'], [model], tmp_path/'out', batch_size=5, engine=engine_of(2))
+    assert (tmp_path/'out/scores/part-00000-00000.parquet').is_file()
+
+
 def test_worker_that_is_lost(lake, model, tmp_path):
     "A sentence, and the next call goes on."
     out = tmp_path/'out'
