@@ -42,8 +42,8 @@ from small_cut import machine, make_project, real_data, results_file
 from training import matrix_product
 
 SETTINGS = ['paths.dataset=data/cleaned_dataset.parquet','logging.progress=false','logging.tensorboard=false','input.max_length=128',
-            'models={minilm: {num_train_epochs: 1, learning_rate: 1e-4, per_device_train_batch_size: 16, gradient_accumulation_steps: 1, '
-            'pos_weight: {IAS: 1.5, SUA: 5, VA: 5}, optional_negatives: 2500, early_stopping_patience: 0}}']
+            'models={minilm: {num_train_epochs: 3, learning_rate: 1e-4, per_device_train_batch_size: 16, gradient_accumulation_steps: 1, '
+            'metric_for_best_model: eval_AP_macro, pos_weight: {IAS: 2, SUA: 8, VA: 8}, optional_negatives: 4000, early_stopping_patience: 0}}']
 QUICK = ['folds.n_folds=2','input.max_length=64','models={minilm: {num_train_epochs: 1, optional_negatives: 100}}']
 WHOLE = 512 # tokens that are read of whole abstracts
 
