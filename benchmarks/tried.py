@@ -23,8 +23,8 @@ from ipbes_classifier.config import label_names, load_config
 from ipbes_classifier.files import atomic_path, file_hash, obj_hash, write_json
 from ipbes_classifier.final import final_parts, read_final_data
 from ipbes_classifier.metrics import Predictions
+from ipbes_classifier.vectors import Embedder, kept_vectors, vectors_of
 
-from embedded import embeddings
 from measures import restrict
 from small_cut import machine, real_data, results_file
 
@@ -55,7 +55,7 @@ class Counts:
         return HashingVectorizer(analyzer='char_wb', ngram_range=(3,5), n_features=2**20, alternate_sign=False, norm=None, dtype=np.float32).transform((self.text['title']+' '+self.text['abstract'])[:self.n])
 
     @cached_property
-    def title_vectors(self) -> np.ndarray: return embeddings(self.text['title'].tolist(), 64, self.work/'vectors')
+    def title_vectors(self) -> np.ndarray: return self.embedded(self.text['title'].tolist(), 64)
 
     @cached_property
     def vectors(self) -> np.ndarray:
@@ -67,7 +67,11 @@ class Counts:
         "The same of its first 64 tokens."
         return self.vectors_of(64)
 
-    def vectors_of(self, tokens: int) -> np.ndarray: return embeddings((self.text['title']+'. '+self.text['abstract'])[:self.n].tolist(), tokens, self.work/'vectors')
+    def vectors_of(self, tokens: int) -> np.ndarray: return self.embedded((self.text['title']+'. '+self.text['abstract'])[:self.n].tolist(), tokens)
+
+    def embedded(self, texts: list[str], tokens: int) -> np.ndarray:
+        "Of the packaged encoder, as it was published."
+        with kept_vectors(self.work/'vectors'): return vectors_of(Embedder.pretrained('minilm',tokens), texts)
 
 
 def tfidf(learn: sp.csr_matrix, *apply: sp.csr_matrix) -> list:
