@@ -234,8 +234,9 @@ def design_file(
 # %% ../nbs/35_audit.ipynb #c0000045
 def _texts(design:Design, folder:str|os.PathLike)->pd.DataFrame:
     "The drawn records with their texts; errors as of `lists.check_unchanged`."
-    check_unchanged(folder, read_screening(folder), design.drawn.file.unique().tolist())
-    records = records_at(design.drawn.file.tolist(), design.drawn.row.tolist())
+    m = read_screening(folder)
+    check_unchanged(folder, m, design.drawn.file.unique().tolist())
+    records = records_at(design.drawn.file.tolist(), design.drawn.row.tolist(), batch_size=m['settings'].get('batch_size',10_000))
     return design.drawn[['file','row','id']].assign(**{c:records[c] for c in ('title','abstract','year','doi')})
 
 # %% ../nbs/35_audit.ipynb #c0000048

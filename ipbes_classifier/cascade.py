@@ -20,7 +20,7 @@ import pandas as pd
 from .config import Settings, load_config, project_path
 from .files import atomic_dir, file_hash, obj_hash, read_json, write_json
 from .first_pass import N_FEATURES, PASSES, Hashed, Quick, hash_words, margins, quick_part
-from .folds import Fold, read_fold
+from .folds import Fold, near_duplicate_clusters, read_fold
 from .hub import checkpoint_folder
 from .models import model_version
 from .plots import _effort, _figure, _percent, _say, _style
@@ -288,6 +288,11 @@ def find_cascade(
     found = load_cascade(place, version)
     return None if found.cut.value is None else found
 
+# %% ../nbs/31_cascade.ipynb #1d276930
+def _hashes(inputs:Any)->list[str]:
+    "Of the files that a model learnt from: by name, or names left out as on the hub."
+    return list(inputs.values() if isinstance(inputs,Mapping) else inputs or [])
+
 # %% ../nbs/31_cascade.ipynb #c735d6ae
 def fold_of(
     checkpoints:Sequence[str|os.PathLike], # folders written by `ipbes train` or `ipbes ensemble`
@@ -300,7 +305,7 @@ def fold_of(
         made = read_json(path,[]) if path.exists() else {}
         run = made.get('run')
         if not isinstance(run,dict) or not {'fold','run'}<=set(run): raise ValueError(f"{path} does not name the fold that {c} was trained on; train it by `ipbes train`")
-        if data_hash and data_hash not in (made.get('inputs') or {}).values():
+        if data_hash and data_hash not in _hashes(made.get('inputs')):
             raise ValueError(f"{path}: {c} was trained on another data set than the present one; train it again")
         found[run['fold'],run['run']] = str(c)
     if len(found)>1: raise ValueError('models of one cascade must be of one fold and run: '+', '.join(f'{c} is of fold {f}, run {r}' for (f,r),c in found.items()))
@@ -316,12 +321,16 @@ def make_cascade(
     n_train:int=0,                           # most train records that the model scores for it; 0: all
     settings:Settings|None=None,             # of the project; default: of the project here
     runtime:str='torch',                     # how encoders are run, as of `Screener.load`; the cut is set on its decisions, of which a share of `screen.tolerance` may be others than PyTorch's
+    say:Callable[[str],Any]=print,           # told of records of `unlabelled` that are left out
 )->tuple[Path,Cascade,Screener]:             # where it stands, what it is, what it imitates
-    "Fit a first pass, on train and dev of a fold or on `unlabelled`, and save it beside the first checkpoint; `FileNotFoundError` or `ValueError` says what is missing or does not fit."
+    """Fit a first pass, on train and dev of a fold or on `unlabelled`, and save it beside the first checkpoint; `FileNotFoundError` or `ValueError` says what is missing or does not fit.
+
+    Records of `unlabelled` that are, or nearly are, in the data set of the fold are left out: the model has learnt from them, dev would count twice, and test could measure nothing any more.
+    """
     s,folders = settings or load_config(),[checkpoint_folder(c) for c in checkpoints]
-    train,dev = _train_and_dev(s, folders, n_train, unlabelled)
+    train,dev,known = _train_and_dev(s, folders, n_train, unlabelled)
     screener = Screener.load(*folders, runtime=runtime, tolerance=s.screen.tolerance)
-    extra = None if unlabelled is None else read_records(unlabelled)
+    extra = None if unlabelled is None else _without(read_records(unlabelled), known, unlabelled, s, say)
     asked = (s.screen.share if share is None else share, s.screen.confidence if confidence is None else confidence)
     cascade = fit_cascade(screener, train, dev, extra, *asked)
     return save_cascade(cascade, cascade_folder(folders[0],screener.version)), cascade, screener
@@ -334,16 +343,27 @@ def _fold_and_data(s:Settings, folders:Sequence[Path])->tuple[Fold,pd.DataFrame]
     return read_fold(project_path(s,s.paths.folds_dir), number, run, path, len(data)),data
 
 # %% ../nbs/31_cascade.ipynb #6c27b6ee
-def _train_and_dev(s:Settings, folders:Sequence[Path], n_train:int, unlabelled:Any)->tuple[pd.DataFrame|None,pd.DataFrame|None]:
-    "Records that models learnt from and others that they did not; none for a model that was fitted on all."
+def _without(records:pd.DataFrame, known:pd.DataFrame|None, name:str|os.PathLike, s:Settings, say:Callable[[str],Any])->pd.DataFrame:
+    "Records that are no near-duplicates of known ones; `ValueError` if all are."
+    if known is None: return records
+    columns = ['doi','title','abstract']
+    clusters = near_duplicate_clusters(pd.concat([d.reindex(columns=columns) for d in (known,records)], ignore_index=True), s.folds.near_duplicate, seed=s.seed)
+    new = ~np.isin(clusters[len(known):],clusters[:len(known)])
+    if not new.any(): raise ValueError(f"{name}: all {len(new):,} records are in the data set that the model was trained and tested on; name others, best a sample of what is to be screened")
+    if not new.all(): say(f'{name}: {(~new).sum():,} of {len(new):,} records are in the data set already and were left out')
+    return records[new].reset_index(drop=True)
+
+# %% ../nbs/31_cascade.ipynb #6a22933e
+def _train_and_dev(s:Settings, folders:Sequence[Path], n_train:int, unlabelled:Any)->tuple[pd.DataFrame|None,pd.DataFrame|None,pd.DataFrame|None]:
+    "Records that models learnt from and others that they did not, and the data set; none for a model that was fitted on all."
     if len(folders)==1 and _has_no_fold(folders[0]):
         if unlabelled is None: raise ValueError(f"{folders[0]} was fitted on all records, so that none is left to set a cut on; name records that it has not seen: --unlabelled FILE")
-        learnt = read_json(folders[0]/'provenance.json',[]).get('inputs') or {}
-        if Path(unlabelled).is_file() and file_hash(unlabelled) in learnt.values(): raise ValueError(f"{unlabelled}: {folders[0]} was fitted on these very records, on which it knows too much to set a cut; name others")
-        return None,None
+        learnt = _hashes(read_json(folders[0]/'provenance.json',[]).get('inputs'))
+        if Path(unlabelled).is_file() and file_hash(unlabelled) in learnt: raise ValueError(f"{unlabelled}: {folders[0]} was fitted on these very records, on which it knows too much to set a cut; name others")
+        return None,None,None
     fold,data = _fold_and_data(s, folders)
     train = data.iloc[fold.train]
-    return (train.sample(n_train, random_state=s.seed) if n_train and n_train<len(train) else train),data.iloc[fold.dev]
+    return (train.sample(n_train, random_state=s.seed) if n_train and n_train<len(train) else train),data.iloc[fold.dev],data
 
 def _has_no_fold(folder:Path)->bool:
     "Was a model fitted by `ipbes train-final`?"

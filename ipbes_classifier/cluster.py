@@ -20,7 +20,7 @@ from pathlib import Path
 
 from .config import Settings, project_path
 from .files import file_hash, is_alive, obj_hash, write_errors
-from .provenance import PACKAGES, versions
+from .provenance import PACKAGES, cores, versions
 
 # %% ../nbs/20g_cluster.ipynb #e6890993
 RAY_ENVIRONMENT = dict(RAY_USAGE_STATS_ENABLED='0', RAY_CHDIR_TO_TRIAL_DIR='0', RAY_AIR_NEW_OUTPUT='0', RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO='0',
@@ -43,8 +43,7 @@ def local_cpus(
     s:Settings, # `ray.num_cpus` bounds them
 )->int:         # at least 1
     "Processors of this machine that searches and grids may use."
-    there = len(os.sched_getaffinity(0)) if hasattr(os,'sched_getaffinity') else os.cpu_count() or 1
-    return s.ray.num_cpus or there
+    return s.ray.num_cpus or cores()
 
 # %% ../nbs/20g_cluster.ipynb #8bf95216
 def _short_folder()->Path:

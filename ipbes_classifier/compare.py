@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .config import Settings, label_names, project_path
+from .config import Settings, Thresholds, label_names, project_path
 from .ensemble import EnsembleModel, check_members, on_scale
 from .files import atomic_path, read_json, write_json
 from .folds import Fold, read_clusters, read_fold
@@ -463,12 +463,14 @@ def _text_traits(texts:Sequence[str], name:str)->dict[str,list[float]]:
 # %% ../nbs/25_compare.ipynb #d16b5e8e
 def source_traits(
     records:pd.DataFrame, # the cleaned data set; columns that it lacks count as missing
+    train:np.ndarray|None=None, # rows whose median year stands for a missing one; None: all
 )->pd.DataFrame:          # a row per record: casing, markup and length of title and abstract, year, language, and what is missing
     "What tells where a record came from rather than what it says."
     def texts(c): return [t if isinstance(t,str) else '' for t in records[c]] if c in records else ['']*len(records)
     traits = _text_traits(texts('title'),'title')|_text_traits(texts('abstract'),'abstract')
     year = pd.to_numeric(records['year'],errors='coerce').astype(float) if 'year' in records else pd.Series(np.nan,index=records.index)
-    traits |= dict(year=year.clip(1900,2100).fillna(year.median() if year.notna().any() else 2000).tolist(), year_missing=year.isna().astype(float).tolist())
+    typical = (year if train is None else year.iloc[train]).median()
+    traits |= dict(year=year.clip(1900,2100).fillna(2000 if np.isnan(typical) else typical).tolist(), year_missing=year.isna().astype(float).tolist())
     traits |= {f'{c}_missing':[float(not t.strip()) for t in texts(c)] for c in ('doi','keywords','language')}
     traits |= {f'language_{l}':[float(t==l) for t in texts('language')] for l in ('en','es','fr','pt','de')}
     return pd.DataFrame(traits, index=records.index)
@@ -481,13 +483,14 @@ def source_predictions(
     fold:Fold,              # its rows
     labels:Sequence[str],   # label columns
     seed:int=42,
+    rule:Thresholds|None=None, # how thresholds are fitted; None: as without configuration
 )->Predictions:             # for the test records, in their order
     "Predictions of a logistic regression on `source_traits` and their products, never on words."
-    labels = list(labels)
-    x,y = source_traits(records),label_matrix(records,labels)
+    labels,rule = list(labels),rule or Thresholds()
+    x,y = source_traits(records,fold.train),label_matrix(records,labels)
     scores = np.column_stack([_fit_traits(x.iloc[fold.train],y[fold.train,j],seed)(x) for j in range(len(labels))])
     dev,test = fold.dev,fold.test
-    thresholds,calibrations = fit_thresholds(y[dev],scores[dev],labels),fit_calibration(y[dev],scores[dev],labels)
+    thresholds,calibrations = fit_thresholds(y[dev],scores[dev],labels,method=rule.method,recall=rule.recall),fit_calibration(y[dev],scores[dev],labels)
     preds,probs = apply_thresholds(scores[test],thresholds,labels),calibrate(scores[test],calibrations,labels)
     return Predictions(labels, y[test].astype(np.int8), preds, scores[test], probs, records.iloc[test].reset_index(drop=True).astype(str))
 
@@ -525,7 +528,7 @@ def with_source_only(
     "Let the source-only classifier stand beside the models; `ValueError` if their predictions are not of the present folds."
     data = read_dataset(settings) if data is None else data
     path,folder = project_path(settings,settings.paths.dataset),project_path(settings,settings.paths.folds_dir)
-    by = {(run,k):source_predictions(data, read_fold(folder,k,run,path,len(data)), label_names(settings), settings.seed) for run,k in c.parts}
+    by = {(run,k):source_predictions(data, read_fold(folder,k,run,path,len(data)), label_names(settings), settings.seed, settings.thresholds) for run,k in c.parts}
     return check_comparison(replace(c, models=c.models|{SOURCE_ONLY:by}))
 
 # %% ../nbs/25_compare.ipynb #a3424dcf

@@ -22,7 +22,6 @@ from .results import Run, checkpoint_path
 COSTS = {  # column -> what it is
     'seconds': 'wall-clock seconds of training, its evaluations on dev included',
     'cpu_seconds': 'processor seconds of training, all threads together; not of the part before an interruption',
-    'search_seconds': 'seconds of the search for its settings',
     'epochs': 'epochs that were trained',
     'records_per_second': 'how many records are scored in a second',
     'peak_mb': 'largest memory of the process, Python and libraries included, in MB',
@@ -44,8 +43,7 @@ def read_cost(
 def _own_cost(p:Mapping[str,Any], c:Mapping[str,Any])->dict[str,Any]:
     "Provenance in the columns of `COSTS`."
     def known(x:Any)->float: return np.nan if x is None else float(x)
-    return dict(seconds=known(c.get('fit_seconds',p.get('seconds'))), cpu_seconds=known(c.get('fit_cpu_seconds')), search_seconds=known((p.get('search') or {}).get('seconds')),
-                epochs=known(c.get('epochs')), records_per_second=c['scored']/max(c['score_seconds'],1e-3) if c.get('scored') else np.nan, peak_mb=known(c.get('peak_mb')),
+    return dict(seconds=known(c.get('fit_seconds',p.get('seconds'))), cpu_seconds=known(c.get('fit_cpu_seconds')), epochs=known(c.get('epochs')), records_per_second=c['scored']/max(c['score_seconds'],1e-3) if c.get('scored') else np.nan, peak_mb=known(c.get('peak_mb')),
                 gpu_peak_mb=known(c.get('gpu_peak_mb')), parameters=known(c.get('parameters')), device=c.get('device') or p.get('device') or '')
 
 # %% ../nbs/25b_cost.ipynb #1cfb4033
@@ -61,10 +59,8 @@ def _with_members(own:Mapping[str,Any], members:Sequence[Mapping[str,Any]])->dic
     def column(k:str)->np.ndarray: return np.array([m[k] for m in members], dtype=float)
     def most(k:str)->float: return float(np.nan if np.isnan(column(k)).all() else np.nanmax(column(k)))
     def total(k:str)->float: return float(column(k).sum())
-    searched = column('search_seconds')
     return dict(seconds=own['seconds']+total('seconds'), cpu_seconds=total('cpu_seconds'),
-                search_seconds=np.nan if np.isnan(searched).all() else float(np.nansum(searched)), epochs=np.nan,
-                records_per_second=float(1/(1/column('records_per_second')).sum()), peak_mb=float(column('peak_mb').max()), gpu_peak_mb=most('gpu_peak_mb'),
+                epochs=np.nan, records_per_second=float(1/(1/column('records_per_second')).sum()), peak_mb=float(column('peak_mb').max()), gpu_peak_mb=most('gpu_peak_mb'),
                 parameters=total('parameters'), device=', '.join(sorted({m['device'] for m in members}-{''})))
 
 # %% ../nbs/25b_cost.ipynb #e937228e
@@ -124,7 +120,7 @@ def readable_cost(
     table:pd.DataFrame, # of `cost_table` or `run_costs`
 )->pd.DataFrame:        # text; columns in which nothing is known are left out
     "The table of costs as a person reads it."
-    words = dict(seconds='training', cpu_seconds='processor time', search_seconds='search', records_per_second='records scored per second', peak_mb='memory', gpu_peak_mb='GPU memory')
+    words = dict(seconds='training', cpu_seconds='processor time', records_per_second='records scored per second', peak_mb='memory', gpu_peak_mb='GPU memory')
     form = {k:_duration if 'seconds' in k else _memory if k.endswith('_mb') else _count for k in COSTS}|{'records_per_second':_count}
     known = table.drop(columns=[k for k in COSTS if table[k].isna().all()])
     return known.assign(**{k:known[k].map(lambda x,f=form[k]: '' if pd.isna(x) else f(x)) for k in COSTS if k in known}).rename(columns=words)

@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from .config import Input, Settings, Training, label_names, model_training
+from .config import SHORT_NAMES, Input, Settings, Training, label_names, model_training
 from .files import file_hash, read_json
 from .losses import make_loss, trainer_loss
 from .memory import OutOfMemory, explain_memory, memory_advice
 from .metrics import greater_is_better
-from .models import SHORT_NAMES, check_outputs, input_texts, label_matrix, model_hash, model_name, no_weights, write_recipe
+from .models import check_outputs, input_texts, label_matrix, model_hash, model_name, no_weights, write_recipe
 from .progress import epoch_progress
 
 if TYPE_CHECKING:
@@ -302,15 +302,21 @@ def _watched(measures:dict[str,float], labels:list[str], metric:str)->dict[str,f
     return {n:measures[n] for n in dict.fromkeys(names) if n in measures}
 
 # %% ../nbs/21b_encoders.ipynb #2a825229
-def _dev_measures(labels:list[str], metric:str)->Any:
-    "The function that the `Trainer` calls after each epoch."
+def watched_measures(
+    y:np.ndarray,         # (n, n_labels) 0/1 labels of dev
+    scores:np.ndarray,    # (n, n_labels) of a model
+    labels:list[str],     # names of the columns
+    metric:str,           # that decides, among the measures in any case
+)->dict[str,float]:
+    "What is watched while a model learns; decisions by the thresholds that are best on dev."
     from ipbes_classifier.metrics import evaluate
     from ipbes_classifier.thresholds import apply_thresholds, fit_thresholds
-    def compute(p:Any)->dict[str,float]:
-        y,scores = p.label_ids.astype(int),1/(1+np.exp(-p.predictions.astype(float)))
-        preds = apply_thresholds(scores, fit_thresholds(y,scores,labels), labels)
-        return _watched(evaluate(y, scores, preds, labels), labels, metric)
-    return compute
+    preds = apply_thresholds(scores, fit_thresholds(y,scores,labels), labels)
+    return _watched(evaluate(y, scores, preds, labels), labels, metric)
+
+def _dev_measures(labels:list[str], metric:str)->Any:
+    "The function that the `Trainer` calls after each epoch."
+    return lambda p: watched_measures(p.label_ids.astype(int), 1/(1+np.exp(-p.predictions.astype(float))), labels, metric)
 
 # %% ../nbs/21b_encoders.ipynb #58a11896
 def _dataset(encoder:Encoder, records:pd.DataFrame|list[dict], by_length:bool=False)->list[dict]:

@@ -24,7 +24,7 @@ from filelock import Timeout
 from .card import INTENDED, LIBRARIES, LIMITS, _calibrated, _made_from, _measures, _on_titles, _table
 from .config import Settings, label_names
 from .files import atomic_dir, atomic_path, file_hash, locked, obj_hash, write_errors, write_json, write_text
-from .folds import make_folds, near_duplicate_clusters
+from .folds import make_parts, near_duplicate_clusters
 from .memory import explain_memory, keep_freed
 from .metrics import evaluate
 from .models import BASELINES, Model, frozen_hash, known_model, make_model
@@ -32,8 +32,8 @@ from .provenance import seed_everything, timed, versions, write_provenance
 from .records import check_dataset, clean_records, read_records
 from .results import Run, write_decisions
 from .vectors import kept_vectors
-from .thresholds import Calibration
-from .train import Split, Titles, decide, decide_titles, make_split, without_abstracts
+from .thresholds import Calibration, apply_thresholds, calibrate
+from .train import Split, Titles, decide, decide_titles, without_abstracts
 
 # %% ../nbs/27a_train_final.ipynb #5b5440fd
 RECORDS,TITLES = 'corpus','gold_titles'  # names of the two files, without suffix
@@ -55,10 +55,10 @@ class FinalData:
     files:list[Path]       # that they were read from
 
 # %% ../nbs/27a_train_final.ipynb #6c92882b
-def _without_known(records:pd.DataFrame, titles:pd.DataFrame)->tuple[pd.DataFrame,np.ndarray]:
+def _without_known(records:pd.DataFrame, titles:pd.DataFrame, s:Settings)->tuple[pd.DataFrame,np.ndarray]:
     "Titles that are not those of records, and the cluster of each record."
     columns = ['doi','title','abstract']
-    clusters = near_duplicate_clusters(pd.concat([records[columns],titles[columns]], ignore_index=True))
+    clusters = near_duplicate_clusters(pd.concat([records[columns],titles[columns]], ignore_index=True), s.folds.near_duplicate, seed=s.seed)
     n = len(records)
     return titles[~np.isin(clusters[n:],clusters[:n])].reset_index(drop=True), clusters[:n]
 
@@ -75,7 +75,7 @@ def read_final_data(
         raise FileNotFoundError(f"{folder}: no {' or '.join(RECORDS+x for x in SUFFIXES)} in it; {f'found {there}' if there else 'it is empty, or no folder'}")
     records = clean_records(check_dataset(read_records(path,labels=labels), labels, path))
     titles = clean_records(read_records(more,labels=labels)).assign(abstract='') if more else records.iloc[:0]
-    new,clusters = _without_known(records, titles)
+    new,clusters = _without_known(records, titles, s)
     return FinalData(records, new, clusters, len(titles)-len(new), [p for p in (path,more) if p])
 
 # %% ../nbs/27a_train_final.ipynb #8a448012
@@ -84,9 +84,8 @@ def final_parts(
     s:Settings,     # labels, seed, how many parts
 )->list[np.ndarray]: # row numbers of the records; each row in one of them
     "The parts that are scored by models which have not seen them; `ValueError` for a label with fewer papers than parts."
-    k,labels = s.folds.n_folds,label_names(s)
-    folds = make_folds(data.records[labels].to_numpy(), data.clusters, k, 1/k, 1/(2*k), s.seed, labels=labels)
-    return [f.test for f in folds]
+    labels = label_names(s)
+    return make_parts(data.records[labels].to_numpy(), data.clusters, s.folds.n_folds, s.seed, labels)
 
 # %% ../nbs/27a_train_final.ipynb #c8cc4d1b
 def _learnable(data:FinalData, rows:np.ndarray|None=None)->pd.DataFrame:
@@ -146,11 +145,21 @@ class Final:
     def test(self)->Split: return self.dev
 
 # %% ../nbs/27a_train_final.ipynb #64b43c5f
+def _decided_elsewhere(s:Settings, y:np.ndarray, scores:np.ndarray, parts:list[np.ndarray])->tuple[np.ndarray,np.ndarray]:
+    "(n, n_labels) probabilities and decisions of each part, by calibration and thresholds that were fitted on the other parts."
+    labels,probs,preds = label_names(s),np.zeros_like(scores),np.zeros_like(y)
+    for part in parts:
+        others = np.setdiff1d(np.arange(len(y)),part)
+        thresholds,calibrations = decide(s, y[others], scores[others])
+        probs[part],preds[part] = calibrate(scores[part],calibrations,labels),apply_thresholds(scores[part],thresholds,labels)
+    return probs,preds
+
 def _decided(s:Settings, model:Model, data:FinalData, scores:dict[str,np.ndarray])->Final:
     "A fitted model with thresholds, calibration and measures from scores of unseen records."
     labels,records = label_names(s),data.records
-    thresholds,calibrations = decide(s, records[labels].to_numpy(dtype=np.int8), scores['whole'])
-    dev = make_split(records, scores['whole'], labels, thresholds, calibrations)
+    y = records[labels].to_numpy(dtype=np.int8)
+    thresholds,calibrations = decide(s, y, scores['whole'])
+    dev = Split(records, y, scores['whole'], *_decided_elsewhere(s,y,scores['whole'],final_parts(data,s)))
     alone = without_abstracts(s, records)
     titles = None if alone is None else decide_titles(s, alone, scores['title'], thresholds, calibrations)
     measures = evaluate(dev.y, dev.scores, dev.preds, labels, dev.probs)
@@ -159,8 +168,8 @@ def _decided(s:Settings, model:Model, data:FinalData, scores:dict[str,np.ndarray
 
 # %% ../nbs/27a_train_final.ipynb #1e2799fc
 _HOW = '''AP and all else in this table is of {k} models of the same recipe: each was fitted without one part of the records, near-duplicates included, and scored it. The model in this folder was fitted
-on all {n} records and was measured on none. Thresholds (`thresholds.json`) and calibration (`calibration.json`) were fitted on these scores, so that precision, recall and F1 are slightly
-optimistic. Where this card says dev, these records with these scores are meant. AP, precision and F1 hold at the prevalence above; where relevant papers are rarer, they are lower.'''
+on all {n} records and was measured on none. Thresholds (`thresholds.json`) and calibration (`calibration.json`) were fitted on all these scores; precision, recall and F1 are of thresholds
+fitted without the part that they decide on. Measures of ranks, such as AP, rank scores of {k} models together. Where this card says dev, these records with these scores are meant. AP, precision and F1 hold at the prevalence above; where relevant papers are rarer, they are lower.'''
 
 # %% ../nbs/27a_train_final.ipynb #99cf0c65
 def _learnt_from(f:Final)->str:
@@ -197,7 +206,7 @@ def final_card(
 def _work_of(out:Path, s:Settings, model:str, data:FinalData)->Path:
     "The working folder of just this work."
     what = dict(data=[file_hash(p) for p in data.files], model=model, encoder=frozen_hash(model,s.baseline,s.root), labels=label_names(s), input=asdict(s.input), baseline=asdict(s.baseline),
-                n_folds=s.folds.n_folds, seed=s.seed, versions=versions())
+                n_folds=s.folds.n_folds, near_duplicate=s.folds.near_duplicate, seed=s.seed, versions=versions())
     return out.with_name(f'.{out.name}.parts')/obj_hash(what)[:12]
 
 # %% ../nbs/27a_train_final.ipynb #15be5a2d
@@ -226,7 +235,7 @@ def _save_final(f:Final, out:Path, took:dict)->Final:
         if f.titles and f.titles.thresholds: write_decisions(folder, f.titles.thresholds, f.titles.calibrations, of='title')
         write_json(folder/'measures.json', {k:None if np.isnan(v) else v for k,v in f.measures.items()})
         write_text(folder/'README.md', final_card(f))
-        write_provenance(folder, f.settings, f.data.files, n=dict(records=len(f.data.records), titles=len(f.data.titles)), **took)
+        write_provenance(folder, f.settings, f.data.files, n=dict(records=len(f.data.records), titles=len(f.data.titles)), dev_prevalence=dict(zip(label_names(f.settings),f.dev.y.mean(0).tolist())), **took)
     f.path = out
     return f
 

@@ -57,11 +57,8 @@ def dev_measures(
     metric:str,           # that decides, among the measures in any case
 )->dict[str,float]:       # measure, with the prefix eval_
     "The measures of a trial."
-    from ipbes_classifier.encoders import _watched
-    from ipbes_classifier.metrics import evaluate
-    from ipbes_classifier.thresholds import apply_thresholds, fit_thresholds
-    preds = apply_thresholds(scores, fit_thresholds(y,scores,labels), labels)
-    return {f'eval_{k}':v for k,v in _watched(evaluate(y,scores,preds,labels), labels, metric).items()}
+    from ipbes_classifier.encoders import watched_measures
+    return {f'eval_{k}':v for k,v in watched_measures(y, scores, labels, metric).items()}
 
 # %% ../nbs/23_hpo.ipynb #2a4ca6ae
 def _best_so_far(send:Callable[[dict],Any], metric:str, more:bool)->Callable[[Mapping[str,float],bool],Any]:

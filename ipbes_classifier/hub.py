@@ -46,7 +46,7 @@ def checkpoint_files(
     return files
 
 # %% ../nbs/29_hub.ipynb #55f55e13
-PUBLIC = ('versions','git_commit','device','run','n','seconds','seed')                                   # of provenance
+PUBLIC = ('versions','git_commit','device','run','n','dev_prevalence','seconds','seed')                  # of provenance
 PUBLIC_SETTINGS = ('baseline','ensemble','folds','input','models','seed','thresholds','training')                # of the settings in it
 
 # %% ../nbs/29_hub.ipynb #3bf92002

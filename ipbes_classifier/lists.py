@@ -21,7 +21,7 @@ from . import tables
 from .files import read_json
 from .folds import _components, _link_equal, near_duplicate_clusters
 from .ranking import folder_name, read_ranked, records_at
-from .records import check_overwrite, clean_records, normalise_doi, normalise_title, write_records
+from .records import _one_decision, check_overwrite, clean_records, normalise_doi, normalise_title, write_records
 from .screen_folder import InputFile, _is_same, _look_at, read_manifest
 
 # %% ../nbs/33_lists.ipynb #c45ba3c9
@@ -211,14 +211,42 @@ def write_lists(
     _check_unjudged(paths)
     ranked = {l:listed(folder,l,n) for l in targets}
     check_unchanged(folder, m, [f for r in ranked.values() for f in r['file'].unique()])
-    return [_write_list(l, ranked[l], by, m['settings']['model']) for l,by in targets.items()]
+    lists = {l:_List.of(r,m['settings'].get('batch_size',10_000)) for l,r in ranked.items()}
+    for l,by in targets.items():
+        if 'asreview' in by: _check_undecided(by['asreview'], lists[l])
+    return [lists[l].write(l, by, m['settings']['model']) for l,by in targets.items()]
 
 # %% ../nbs/33_lists.ipynb #248dad30
-def _write_list(label:str, ranked:pd.DataFrame, targets:Mapping[str,Path], model:str)->ReadingList:
-    "Write one list in some formats."
-    raw = records_at(ranked['file'].tolist(), ranked['row'].tolist(), keep_all=True)
-    clean = clean_records(raw)
-    folded,told = fold_duplicates(ranked, clean)
-    table = reading_table(folded, clean.loc[folded.index])
-    for f,path in targets.items(): FORMATS[f][1](path, table=table, records=raw.loc[folded.index], label=label, model=model)
-    return ReadingList(label, len(folded), len(ranked)-len(folded), list(targets.values()), told)
+@dataclass
+class _List:
+    "What is to be written for one label."
+    table:pd.DataFrame   # of `reading_table`
+    records:pd.DataFrame # of the same papers, as they were read
+    folded:int           # near-duplicates that stand in the line of another
+    told:str             # what was left undone
+
+    @classmethod
+    def of(cls, ranked:pd.DataFrame, batch_size:int)->'_List':
+        "Read and fold the papers of a list; files are read in the batches in which they were screened, of which a damaged one may have given some alone."
+        raw = records_at(ranked['file'].tolist(), ranked['row'].tolist(), keep_all=True, batch_size=batch_size)
+        clean = clean_records(raw)
+        folded,told = fold_duplicates(ranked, clean)
+        return cls(reading_table(folded,clean.loc[folded.index]), raw.loc[folded.index], len(ranked)-len(folded), told)
+
+    def write(self, label:str, targets:Mapping[str,Path], model:str)->ReadingList:
+        "Write it in some formats."
+        for f,path in targets.items(): FORMATS[f][1](path, table=self.table, records=self.records, label=label, model=model)
+        return ReadingList(label, len(self.table), self.folded, list(targets.values()), self.told)
+
+# %% ../nbs/33_lists.ipynb #c7fb9c85
+def _check_undecided(path:Path, papers:_List)->None:
+    "Refuse to write over a list for ASReview that holds a decision which the screened records do not: somebody has judged papers in it."
+    if not path.exists(): return
+    def said(df:pd.DataFrame, files:Any, rows:Any)->dict[tuple[str,str],str]:
+        one = _one_decision(df)
+        return {} if 'included' not in one else {(str(f).lstrip("'"),str(r)):v.removesuffix('.0') for f,r,v in zip(files,rows,one['included']) if v}
+    there = pd.read_csv(path, dtype='str', keep_default_na=False)
+    if not {'file','row'}<=set(there): return
+    known = said(papers.records, papers.table['file'], papers.table['row'])
+    if new := [(at,v) for at,v in said(there,there['file'],there['row']).items() if known.get(at)!=v]:
+        raise ValueError(f"{path} is there already and says {new[0][1]} of record {new[0][0][1]} of {new[0][0][0]}, which the screened file does not say: somebody may have judged it; name another folder, or move the file away")

@@ -110,7 +110,7 @@ def peak_memory()->Iterator[dict[str,float|None]]:
 
 # %% ../nbs/20e_memory.ipynb #350c5580
 _TRIM,_MMAP = -1,-3                     # `M_TRIM_THRESHOLD` and `M_MMAP_THRESHOLD` of malloc.h
-_KEPT,_LARGE = 512*1024**2,64*1024**2   # bytes that are kept free at most, at the end of the heap; of a block that goes back at once
+_KEPT,_LARGE = 512*1024**2,32*1024**2   # bytes that are kept free at most, at the end of the heap; of a block that goes back at once: older C libraries refuse more than 32 MB
 
 # %% ../nbs/20e_memory.ipynb #6fa719c7
 @cache
@@ -118,4 +118,4 @@ def keep_freed()->bool: # False where the C library is another one
     "Let this process keep small blocks of memory that were freed, for the next batch (`mallopt` of the GNU C library)."
     try: mallopt = ctypes.CDLL(None).mallopt
     except (OSError,AttributeError,TypeError): return False
-    return bool(mallopt(_MMAP,_LARGE) and mallopt(_TRIM,_KEPT))
+    return all([mallopt(_MMAP,_LARGE), mallopt(_TRIM,_KEPT)])

@@ -8,6 +8,7 @@ __all__ = ['SELECT', 'COLUMNS', 'MAX_RECORD', 'rebuild_abstract', 'work_row', 'W
 
 # %% ../nbs/05e_openalex_json.ipynb #48a7a452
 import codecs
+import errno
 import gzip
 import io
 import json
@@ -397,9 +398,10 @@ def snapshot_files(
 def bucket_info(
     path:str,        # of a file below `s3://`
 )->tuple[int,int]:   # bytes; time of its last change, in nanoseconds
-    "What a bucket knows of a file without reading it; `OSError` if a service fails."
+    "What a bucket knows of a file without reading it; `FileNotFoundError` if it is no longer there, `OSError` if a service fails."
     fs,root,prefix = _located(path)
     with _service_errors(prefix+root): info = fs.get_file_info(root)
+    if info.size is None: raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
     return info.size,info.mtime_ns
 
 # %% ../nbs/05e_openalex_json.ipynb #947a53f6

@@ -28,6 +28,7 @@ from .fetch import Source
 from .fill import OUTCOMES, count_gaps, fill_gaps, filled_figures, filled_sentence, find_missing, words_in_common
 from .files import atomic_path, is_bucket, write_errors, write_json, write_text
 from .openalex_json import is_snapshot
+from .provenance import cores
 from .records import (FIELDS, _MARK, _NOT_WORD, _csv_options, _files, _mapping, _raw_frames, _size, _squash, _strings, check_overwrite, clean_records, normalise_doi,
                                       normalise_item_type, normalise_language, normalise_title, parse_labels, to_records)
 from .tables import INCLUDED
@@ -149,11 +150,6 @@ def _in_order(tasks, workers):
             waiting.append(pool.submit(_clean_batch, *t))
             if len(waiting)>workers: yield waiting.popleft().result()
         while waiting: yield waiting.popleft().result()
-
-# %% ../nbs/12_preprocess.ipynb #08762f6b
-def _cores()->int:
-    "Processor cores that this process may use."
-    return len(os.sched_getaffinity(0)) if hasattr(os,'sched_getaffinity') else os.cpu_count() or 1
 
 # %% ../nbs/12_preprocess.ipynb #643b4d20
 def _use_decisions(
@@ -693,7 +689,7 @@ def preprocess(
     settings = _settings(positives, corpus, out, labels, item_types, min_abstract_chars, keep_title_only, languages)
     inputs = _inputs(positives, corpus, settings['labels'], out.parent)
     check_overwrite([x['file'] for x in inputs], [out,*(out.with_name(f'{out.stem}_account{s}') for s in ('.json','.csv','.html'))])
-    if workers is None: workers = _cores() if sum(x['size'] for x in inputs)>50e6 else 1
+    if workers is None: workers = cores() if sum(x['size'] for x in inputs)>50e6 else 1
     with write_errors(out), _folder_beside(out) as tmp:
         parts,k,findings,spans,asked = _first_pass(inputs, settings, tmp, workers, batch_size, progress, sources)
         label_of_row = np.repeat([settings['labels'].index(s['label']) if s['label'] else -1 for s in spans], np.diff([*(s['first'] for s in spans),len(k['id'])]))

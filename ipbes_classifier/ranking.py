@@ -183,13 +183,14 @@ def records_at(
     files:Sequence[str],  # (n,) the file of each record, as of `file` in the scores
     rows:Sequence[int],   # (n,) its number in the file
     keep_all:bool=False,  # see `records.to_records`
+    batch_size:int=10_000,# records that are read at once; of a file that is damaged further down, that many may be lost before the damage
 )->pd.DataFrame:          # (n) records as of `records.iter_records`, in the order asked for
     "Records by file and number; `ValueError` if a file has no such record now, errors of reading as of `iter_records`."
     wanted = pd.DataFrame(dict(file=list(files), row=list(rows))).reset_index(names='at')
     found:list[pd.DataFrame] = []
     for file,w in wanted.groupby('file', sort=False):
         start = 0
-        for records in iter_records(str(file), keep_all=keep_all):
+        for records in iter_records(str(file), batch_size, keep_all=keep_all):
             here = w[(w.row>=start)&(w.row<start+len(records))]
             if len(here): found.append(records.iloc[here.row.to_numpy()-start].set_axis(here['at']))
             start += len(records)

@@ -215,7 +215,7 @@ class OpenVinoScorer:
         path:str|os.PathLike,  # model.xml
         tokenizer:Any,         # pads the batches
         finish:Callable[[np.ndarray],np.ndarray], # makes what is wanted of the output
-        bf16:bool,             # compute in bf16; else in float32, or int8 where the model has it
+        bf16:bool,             # compute in bf16 what the model does not have in int8; else in float32
         max_tokens:int=0,      # of a padded batch; 0: 4,096
     ):
         self.path,self.tokenizer,self.finish,self.bf16,self.max_tokens = Path(path),tokenizer,finish,bf16,max_tokens or 4_096
@@ -262,7 +262,7 @@ def use_runtime(
         content = file_hash(path.with_suffix('.bin'))[:8]
         if runtime.content not in ('',content): raise ValueError(f"{path} is {content}, and {runtime.content} was measured; `ipbes runtimes` measures it again, and a screening that began with the other one has to begin anew")
         part = network(encoder)
-        encoder.runtime = OpenVinoScorer(path, part.tokenizer, part.finish, runtime.name=='openvino-bf16', runtime.max_tokens)
+        encoder.runtime = OpenVinoScorer(path, part.tokenizer, part.finish, runtime.name!='openvino' and 'BF16' in _abilities(), runtime.max_tokens)
         return Runtime(runtime.name, runtime.max_tokens, content)
     return runtime
 

@@ -295,6 +295,11 @@ def _promise(first_pass:FirstPass|None)->str:
     return str(cut) if cut.value is None else f'its cut at {cut.value:.4g} {cut}'
 
 # %% ../nbs/32_screen_corpus.ipynb #f2a9f0cc
+def _check_places(labels:Sequence[str])->None:
+    "Refuse labels whose ranks would stand in one folder, on disks too that tell no `a` from `A`."
+    places = [folder_name(l).lower() for l in labels]
+    if twice := [l for l,p in zip(labels,places) if places.count(p)>1]: raise ValueError(f"ranks of the labels {' and '.join(map(repr,twice))} would stand in one folder; give them names that differ in more than case and signs")
+
 def _rank(folder:ScreenFolder)->None:
     "Rank each label whose ranks are not those of the scores that are there; what a killed call left behind goes first."
     place,scored = folder.folder/'ranked',obj_hash(['by probability',*(asdict(folder.known(i))|dict(changed=0) for i in range(len(folder.files)))])
@@ -310,6 +315,10 @@ def _rank(folder:ScreenFolder)->None:
 # %% ../nbs/32_screen_corpus.ipynb #e166052c
 _MEASURED_FROM = 20_000 # records for the model, from which on measuring pays
 _LOOKED_INTO = 10       # files
+
+def _pays(files:Sequence[str], share:float)->bool:
+    "Are there so many records for the model, of which a first pass leaves it a share, that measuring pays? Those of a bucket, which are not counted, are taken for many."
+    return any(map(is_bucket,files)) or estimate_records(files)[0]*share>=_MEASURED_FROM
 
 def _some_records(files:Sequence[str], n:int)->pd.DataFrame:
     "Records from the beginnings of files that are spread over all of them; those that cannot be read are left out."
@@ -336,7 +345,7 @@ def runtimes_for(
     if runtime=='torch' or not any(_may_ask_encoder(f) for f in folders): return {}
     encoders = [e for f in folders for e,_ in encoders_of(load_model(f),f)]
     if runtime=='auto' and (before := read_manifest(out)): return _as_before(encoders, folders, before['settings'])
-    if runtime=='auto' and len(runtimes_here())>1 and not all(map(read_agreements,encoders)) and estimate_records(files)[0]*_share_read(models,first_pass)>=_MEASURED_FROM:
+    if runtime=='auto' and len(runtimes_here())>1 and not all(map(read_agreements,encoders)) and _pays(files,_share_read(models,first_pass)):
         try: measure_on(_some_records(files,2*N_COMPARED), folders, say=tell)
         except (ValueError,OSError) as e: tell(f'runtimes were not measured: {e}')
     chosen = choose_for(encoders, runtime, tolerance)
@@ -383,11 +392,12 @@ def screen(
     input has a record; `Unreadable` names a file that is damaged; `OSError` if nothing can be written.
     """
     check_output(out, inputs)
-    files = find_inputs(inputs)
+    files = find_inputs(inputs, out)
     read_manifest(out)
     chosen = runtimes_for(models, out, files, runtime, tolerance, say, first_pass)
     load = partial(_scorer, models, first_pass, chosen)
     scorer = load()
+    _check_places(scorer.screener.labels)
     with alone_in_folder(out),timed() as took:
         folder = ScreenFolder(out, dict(batch_size=batch_size)|scorer.settings, files)
         took['models'] = [os.fspath(m) for m in models]

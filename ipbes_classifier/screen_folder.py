@@ -13,7 +13,7 @@ import re
 import shutil
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,18 +30,25 @@ if TYPE_CHECKING:
 # %% ../nbs/31a_screen_folder.ipynb #e83d05c2
 def find_inputs(
     inputs:Sequence[str|os.PathLike], # files, folders, patterns such as `lake/*.parquet`, snapshots of OpenAlex here or below `s3://`
-)->list[str]:                         # files, each once
-    "The files that are to be screened; `FileNotFoundError` or `ValueError` names what stands for none."
+    out:str|os.PathLike|None=None,    # folder of the output; what a pattern finds in it is left out
+)->list[str]:                         # files, each once, by whichever name it was named first
+    """The files that are to be screened; `FileNotFoundError` or `ValueError` names what stands for none, or a folder that holds `out`.
+
+    A work that stands in two partitions of a snapshot, as after a copy that deletes nothing, is in both files, and is screened twice.
+    """
     if not inputs: raise ValueError("nothing to read was named; give files, folders or patterns")
-    return list(dict.fromkeys(f for p in inputs for f in _files_of(os.fspath(p))))
+    once:dict[str,str] = {}
+    for f in (f for p in inputs for f in _files_of(os.fspath(p),out)): once.setdefault(f if is_bucket(f) else os.path.realpath(f), f)
+    return list(once.values())
 
 # %% ../nbs/31a_screen_folder.ipynb #5709bd02
-def _files_of(path:str)->list[str]:
+def _files_of(path:str, out:str|os.PathLike|None=None)->list[str]:
     "The files that one argument stands for."
     if is_bucket(path) or is_snapshot(path): return snapshot_files(path)
     if os.path.exists(path) or not glob.has_magic(path): return [os.path.normpath(f) for f in record_files(path)]
-    found = sorted(glob.glob(path, recursive=True))
+    found = [p for p in sorted(glob.glob(path, recursive=True)) if out is None or Path(out).resolve() not in (q := Path(p).resolve(),*q.parents)]
     if not found: raise FileNotFoundError(f"{path}: no file has such a name")
+    if out is not None: check_output(out, found)
     return [f for p in found for f in _files_of(p)]
 
 # %% ../nbs/31a_screen_folder.ipynb #5a3a3c55
@@ -138,6 +145,7 @@ class _Parts:
         if lost := [n for n in old if n not in files]: raise ValueError(f"{folder} holds scores of {lost[0]}, which is not among the files now; name it too, or name another folder")
         self.files = [*old,*(n for n in files if n not in old)]
         self._done = _whole_parts(self.folder/'scores')
+        self._complete = bool(known.get('complete'))
 
     def part(self, file:int, batch:int)->Path:
         "Where the scores of a batch stand; both are counted from 0."
@@ -171,6 +179,7 @@ class ScreenFolder(_Parts):
     def write(self, file:int, batch:int, table:'pa.Table')->None:
         "Write the scores of a batch; they are done when this returns. The same rows give the same bytes."
         import pyarrow.parquet as pq
+        if self._complete: self.save(complete=False)
         with atomic_path(self.part(file,batch)) as tmp: pq.write_table(table, tmp, compression='zstd')
         self._done[file].add(batch)
 
@@ -179,10 +188,12 @@ class ScreenFolder(_Parts):
         write_json(self._state(file), asdict(replace(self.known(file), rows=rows, parts=parts, problem=problem)))
 
     def _forget(self, file:int)->None:
+        if self._complete: self.save(complete=False)
         for b in self._done.pop(file): self.part(file,b).unlink(missing_ok=True)
 
     def save(self, complete:bool, **figures:Any)->None:
-        "Write the manifest."
+        "Write the manifest; a complete one is written anew as soon as scores change that its ranks rest on."
+        self._complete = complete
         states = [self.known(i) for i in range(len(self.files))]
         files = [dict(name=f.name, size=f.size, sha256=f.sha256, rows=max(f.rows,0), parts=f.parts, problem=f.problem) for f in states]
         write_json(self.folder/'_manifest.json', dict(settings=self.settings, files=files, complete=complete, **figures))
@@ -192,3 +203,4 @@ class ScreenFolder(_Parts):
         if self.paths(): return
         shutil.rmtree(self.folder/'.state', ignore_errors=True)
         (self.folder/'_manifest.json').unlink(missing_ok=True)
+        with suppress(OSError): (self.folder/'scores').rmdir()

@@ -17,6 +17,7 @@ from concurrent.futures.process import BrokenProcessPool
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
+from .provenance import cores
 from .screen_corpus import Job, Scorer, Unreadable, begin_file, check_same, end_file, read_batches
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ def score_in_processes(
     workers:int, # processes that score, each with a model of its own
 )->None:
     "An engine like `score_here`, with workers; `ChildProcessError` if one of them was lost."
-    context,threads = multiprocessing.get_context('spawn'),max(1,(os.cpu_count() or 1)//workers)
+    context,threads = multiprocessing.get_context('spawn'),max(1,cores()//workers)
     waiting = _Waiting(job)
     with ProcessPoolExecutor(workers, context, _start, (job.load,job.scorer.settings,threads)) as pool:
         try:

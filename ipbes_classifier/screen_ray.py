@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from .cluster import cluster_nodes, environment, ray_session
 from .config import Settings
 from .files import is_bucket
+from .runtimes import encoders_of
 from .screen_corpus import Job, Scorer, Unreadable, begin_file, check_same, end_file, read_batches
 
 if TYPE_CHECKING:
@@ -203,5 +204,5 @@ def score_on_ray(
 
 # %% ../nbs/32a_screen_on_ray.ipynb #9d9d0186
 def _can_use_gpu(scorer:Scorer)->bool:
-    "Is one of the models an encoder, or does it ask one?"
-    return any(m.kind=='encoder' or getattr(m,'embedder',None) is not None for m in scorer.screener.models)
+    "Is one of the models an encoder, does it ask one, or is it an ensemble of which a member does?"
+    return any(encoders_of(m,'') for m in scorer.screener.models)

@@ -168,8 +168,9 @@ def top_papers(
 )->str:                          # HTML without scripts
     "The first papers of a label as HTML; `ValueError` or `FileNotFoundError` as of `lists.check_unchanged`."
     ranked = listed(folder, label, 4*n)
-    check_unchanged(folder, read_screening(folder), ranked['file'].unique().tolist())
-    raw = clean_records(records_at(ranked['file'].tolist(), ranked['row'].tolist(), keep_all=True))
+    m = read_screening(folder)
+    check_unchanged(folder, m, ranked['file'].unique().tolist())
+    raw = clean_records(records_at(ranked['file'].tolist(), ranked['row'].tolist(), keep_all=True, batch_size=m['settings'].get('batch_size',10_000)))
     kept = fold_duplicates(ranked, raw)[0].iloc[:n]
     table = reading_table(kept, raw.loc[kept.index])
     told = explain(screener, raw.loc[kept.index], label) if screener and len(kept) else [None]*len(kept)

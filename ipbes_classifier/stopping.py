@@ -169,26 +169,39 @@ def read_labels(
     label:str='',         # the column
 )->np.ndarray:            # (n,) 0/1 of what was read, in reading order
     "Labels of a list being read; `ValueError` names file and row of an odd label, or of a gap: a record left out among those that were read."
-    path = Path(path)
-    if path.suffix=='.txt': y = parse_labels(path.read_text(encoding='utf-8').splitlines(), str(path))
-    else: y = _column(path,label)
+    return _reading(Path(path),label)[0]
+
+def _reading(path:Path, label:str)->tuple[np.ndarray,np.ndarray]:
+    "(n,) labels of what was read, in reading order, and their ranks."
+    if path.suffix=='.txt': y,rank,folded = parse_labels(path.read_text(encoding='utf-8').splitlines(), str(path)),None,None
+    else: y,rank,folded = _column(path,label)
     read = int(np.flatnonzero(y>=0)[-1])+1 if (y>=0).any() else 0
     if (y[:read]<0).any():
         raise ValueError(f"{path}: number {int((y[:read]<0).argmax())+1} in reading order has no label, and number {read} has one; the test is about a list read from the top without gaps: write 0 or 1")
-    return y[:read]
+    if rank is None or folded is None: return y[:read],np.arange(1.,read+1)
+    _check_no_gap(path, rank[:read], folded[:read])
+    return y[:read],rank[:read]
 
 # %% ../nbs/35b_stopping.ipynb #c0000048
-def _column(path:Path, label:str)->np.ndarray:
-    "A label of a table, -1 where it is empty, by rising rank."
+def _check_no_gap(path:Path, rank:np.ndarray, folded:np.ndarray)->None:
+    "Refuse rising ranks of which some are missing: more than are folded into the rows before."
+    missing = rank-1-np.arange(len(rank))
+    if (bad := missing>np.cumsum(folded)-folded).any():
+        raise ValueError(f"{path}: the row of rank {rank[bad][0]:g} was read, and {missing[bad][0]:g} ranks before it are not in the file; the test is about a list read from the top without gaps, as `ipbes lists` writes it without --selected")
+
+def _column(path:Path, label:str)->tuple[np.ndarray,np.ndarray|None,np.ndarray|None]:
+    "A label of a table, -1 where it is empty, by rising rank; the ranks, and how many near-duplicates are folded into each row, None where the table has no ranks."
     table = read_records(path)
     if not label: raise ValueError(f"{path}: which label? Name its column (--label), of 0 and 1 as far as the list was read; columns: {', '.join(map(str,table.columns))}")
     if label in ('decision','note') and 'rank' in table: raise ValueError(f"{path}: {label!r} is what the model said; write what people found, 0 or 1, into a column named by the label")
     if label not in table: raise ValueError(f"{path}: no column {label!r}, which says what people found; columns: {', '.join(map(str,table.columns))}")
     y = parse_labels(table[label].astype('str').str.strip().replace('?',''), f'{path}, column {label!r}')
-    if 'rank' not in table: return y
+    if 'rank' not in table: return y,None,None
     rank = pd.to_numeric(table['rank'], errors='coerce')
     if (bad := rank.isna()|rank.duplicated()).any(): raise ValueError(f"{path}: row {int(bad.argmax())+1} has {table['rank'][bad].iloc[0]!r} in the column 'rank', which is no number or stands there twice")
-    return y[np.argsort(rank.to_numpy(),kind='stable')]
+    order = np.argsort(rank.to_numpy(), kind='stable')
+    folded = pd.to_numeric(table['duplicates'], errors='coerce').fillna(0).to_numpy() if 'duplicates' in table else np.zeros(len(table))
+    return y[order],rank.to_numpy(dtype=np.float64)[order],folded[order]
 
 # %% ../nbs/35b_stopping.ipynb #c0000052
 @dataclass(frozen=True)
@@ -208,6 +221,7 @@ class Stopping:
     unread:int=0           # records of the sample that were not read, ...
     missed:int=0           # ... of them relevant
     remainder_p:float=math.nan # of the test on these
+    reached:float=0.       # the last rank that was read; more than `read` where near-duplicates are folded into other rows
 
     def __str__(self)->str: return '\n'.join([_said(self),*_said_of_sample(self)])
 
@@ -229,7 +243,7 @@ def _said_of_sample(s:Stopping)->list[str]:
     asked,j = f'recall {s.target:.4g} with confidence {s.confidence:.4g}',quantile_position(s.relevant,s.target,s.confidence)
     if j is None: rule = f'its {s.relevant} relevant records are too few to promise {asked} at any depth'
     elif math.isinf(s.depth): rule = f'for {asked}, {j} of its {s.relevant} relevant records must be met, and not so many have a rank; no depth of the list promises it'
-    else: rule = f'for {asked}, read to rank {s.depth:,.0f}, where {j} of its {s.relevant} relevant records have been met: '+('done' if s.read>=s.depth else f'{s.depth-s.read:,.0f} more')
+    else: rule = f'for {asked}, read to rank {s.depth:,.0f}, where {j} of its {s.relevant} relevant records have been met: '+('done' if s.reached>=s.depth else f'{s.depth-s.reached:,.0f} more')
     left = f'; {s.missed} of its {s.unread} records not read in the list are relevant (p = {s.remainder_p:.3g} by one look)' if s.unread else ''
     return [f'By the random sample, whatever the ranking: {rule}{left}.']
 
@@ -243,13 +257,15 @@ def stopping(
     ranks:Sequence[float]|np.ndarray|None=None, # (m,) of all records of a simple random sample, inf for one without a rank
     sample:Sequence[int]|np.ndarray=(), # (m,) 0/1, their labels
     ranked:int|None=None,               # how many records of the corpus have a rank, if that is known
+    read:Sequence[float]|np.ndarray|None=None, # (n,) ranks of `labels`; None: 1 to n
 )->Stopping:
     "May one stop? `ValueError` as of `hypergeometric_p`."
     y = _check_reading(labels,size)
-    base = Stopping(label, size, len(y), int(y.sum()), target, confidence, hypergeometric_p(y,size,target), least_more(y,size,target,confidence), ranked)
+    mine = np.arange(1.,len(y)+1) if read is None else np.asarray(read,dtype=np.float64)
+    base = Stopping(label, size, len(y), int(y.sum()), target, confidence, hypergeometric_p(y,size,target), least_more(y,size,target,confidence), ranked, reached=float(mine.max(initial=0)))
     if ranks is None: return base
     r,s = np.asarray(ranks,dtype=np.float64),_check_reading(sample,size)
-    unread,missed = int((r>len(y)).sum()),int(s[r>len(y)].sum())
+    unread,missed = int((~np.isin(r,mine)).sum()),int(s[~np.isin(r,mine)].sum())
     p = remainder_p(base.found, size-len(y), unread, missed, target)
     return Stopping(**base.__dict__|dict(relevant=int(s.sum()), depth=depth(r[s==1],target,confidence), unread=unread, missed=missed, remainder_p=p))
 
@@ -283,14 +299,14 @@ def stopping_of(
     confidence:float=.95,                # that it is reached
 )->Stopping:
     "May one stop reading this list? `ValueError` if the size of the corpus is not known, or the sample is stratified."
-    y = read_labels(path,label)
+    y,mine = _reading(Path(path),label)
     ranked = None if folder is None else _n_ranked(folder,label)
     if size is None:
         if folder is None: raise ValueError("how many records has the corpus? Name the folder of the screening, or their number (--size)")
         size = open_corpus(folder).size
-    if sample is None: return stopping(y, size, target, confidence, label, ranked=ranked)
+    if sample is None: return stopping(y, size, target, confidence, label, ranked=ranked, read=mine)
     if folder is None: raise ValueError(f"{sample}: ranks of a sample's records stand in the folder of the screening; name it too")
     table = read_sample(sample,folder)
     if by := table.attrs['design'].by: raise ValueError(f"{sample} is stratified by the score of {by}; this rule needs a simple random sample, which `ipbes audit draw` makes without --by")
     if label not in table: raise ValueError(f"{sample} has no labels of {label!r}; it has {', '.join(table.columns[5:])}")
-    return stopping(y, size, target, confidence, label, _ranks(folder,label,table.number.to_numpy()), table[label].to_numpy(), ranked)
+    return stopping(y, size, target, confidence, label, _ranks(folder,label,table.number.to_numpy()), table[label].to_numpy(), ranked, mine)

@@ -31,7 +31,7 @@ from .losses import find_loss
 from .memory import explain_memory, keep_freed, peak_memory
 from .models import Model, find_model, is_own, known_model, label_matrix, loss_of, make_model, model_hash
 from .models import model_name as model_name_of
-from .provenance import device_name, seed_everything, timed, versions, write_provenance
+from .provenance import cores, device_name, seed_everything, timed, versions, write_provenance
 from .records import check_dataset, read_records
 from .results import (Run, add_result, checkpoint_path, predictions_hash, predictions_path, predictions_table, result_row,
                                       results_path, read_results, write_decisions, write_predictions)
@@ -243,7 +243,7 @@ def _cost(model:Model, log:Sequence[Mapping], fit:Mapping, scoring:Mapping, n_sc
 def _threads(m:Any)->int:
     "How many threads a model that is no encoder may use."
     if m.kind=='baseline' and not hasattr(m.pipeline[1].estimators_[0],'estimators_'): return 1
-    return len(os.sched_getaffinity(0)) if hasattr(os,'sched_getaffinity') else os.cpu_count() or 1
+    return cores()
 
 # %% ../nbs/22_train.ipynb #0df56026
 def _settings(settings:Settings|None, config:Any, overrides:Sequence[str], with_title:bool|None, with_keywords:bool|None,

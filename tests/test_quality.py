@@ -4,9 +4,10 @@ import pandas as pd
 import pytest
 
 from ipbes_classifier.compare import MEASURES, _label_draws
-from ipbes_classifier.config import label_names, load_config
-from ipbes_classifier.final import FinalData, _without_known
+from ipbes_classifier.config import Settings, label_names, load_config
+from ipbes_classifier.final import FinalData, _without_known, read_final_data
 from ipbes_classifier.metrics import average_precision, calibration_error, precision_at_prevalence, share_to_read, tnr_at, work_saved
+from ipbes_classifier.records import normalise_title
 
 CUT = 2010 # the year from which the time split tests
 
@@ -42,7 +43,7 @@ def bench(scripts, tmp_path, root):
     first,again = np.flatnonzero((records.year<CUT).fillna(False))[0],np.flatnonzero((records.year>=CUT).fillna(False))[0]
     records.loc[again,['title','abstract']] = records.loc[first,['title','abstract']].to_numpy()
     titles.loc[0,'title'] = records.title[5]
-    new,clusters = _without_known(records, titles)
+    new,clusters = _without_known(records, titles, Settings())
     s = load_config(root=root, overrides=['folds.n_folds=5','folds.test_size=0.2','ensemble.method=mean','logging.progress=false'], env='')
     return scripts[0].Bench(s, FinalData(records,new,clusters,len(titles)-len(new),[]), scripts[0].Steps(tmp_path/'w'), ['tfidf-logreg','tfidf-titles'], CUT)
 
@@ -149,3 +150,18 @@ def test_a_part_keeps_the_records_that_it_names(scripts, bench):
     some = set(bench.ids[bench.folds[0].test][::2])
     part = scripts[1].restrict(c, lambda i: i.isin(some))
     for by in part.models.values(): assert set(by[0,0].frame.id)==some and len(by[0,0].wide)==len(by[0,0].y)==len(some)
+
+
+def test_no_title_is_that_of_a_record_in_other_words(real_data):
+    "What `tfidf-titles` learns from beside its folds: titles are compared with records by DOI and title; this looks for those that share four fifths of their words."
+    data = read_final_data(real_data, load_config(env=''))
+    titles,known = ([frozenset(normalise_title(t).split()) for t in d.title] for d in (data.titles,data.records))
+    holds = {}
+    for i,words in enumerate(known):
+        for w in words: holds.setdefault(w,[]).append(i)
+    def nearest(words):
+        if not words: return 0.
+        few = sorted((w for w in words if w in holds), key=lambda w: len(holds[w]))
+        some = {i for w in few[:max(1,len(words)//5+1)] for i in holds[w]} # who shares four fifths of the words has one of these
+        return max((len(words&known[i])/len(words|known[i]) for i in some), default=0.)
+    assert len(titles)>2000 and max(map(nearest,titles))<.8
