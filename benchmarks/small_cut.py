@@ -25,9 +25,9 @@ def small_cut(corpus:Path, out:Path, n:int)->Path:
 def make_project(work:Path, data:Path, overrides:Sequence[str]=(), n:int=0)->Settings:
     "Data set and folds of `corpus.parquet` in `data`, or of a cut with `n` others than rare positives; what stands already is kept."
     if not (work/'configs').exists(): init_project(work)
-    made_from = dict(corpus=file_hash(data/'corpus.parquet'), n=n)
+    made_from = dict(corpus=file_hash(data/'corpus.parquet'), n=n, settings=list(overrides))
     if not (work/'made_from.json').exists(): write_json(work/'made_from.json', made_from)
-    if read_json(work/'made_from.json')!=made_from: sys.exit(f'{work} was made from another corpus, or from another part of it; choose another --work')
+    if read_json(work/'made_from.json')!=made_from: sys.exit(f'{work} was made from another corpus, from another part of it or with other settings; choose another --work')
     s = load_config(root=work, overrides=overrides, env='')
     corpus = small_cut(data/'corpus.parquet', work/'data/small.parquet', n) if n else data/'corpus.parquet'
     if not project_path(s,s.paths.dataset).exists(): print(preprocess_project(s, {}, [corpus]), flush=True)
