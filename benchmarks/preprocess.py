@@ -24,6 +24,8 @@ import pandas as pd
 
 from ipbes_classifier.files import read_json, write_json
 
+from small_cut import results_file
+
 WORDS = 4000 # size of the made-up vocabulary
 
 
@@ -104,7 +106,7 @@ def main()->None:
     p.add_argument('--out', choices=['parquet','csv'], default='parquet', help='form of the result')
     p.add_argument('--workers', type=int, default=2)
     p.add_argument('--folder', help='where to put the input, which takes 2 GB (default: a temporary folder)')
-    p.add_argument('--results', default=str(Path(__file__).parent/'results'/'preprocess.json'))
+    p.add_argument('--results', help='default: preprocess.json in benchmarks/results, or in results/benchmarks for fewer than a million records')
     a = p.parse_args()
     with tempfile.TemporaryDirectory(dir=a.folder) as tmp:
         tmp = Path(tmp)
@@ -118,8 +120,9 @@ def main()->None:
         cores=len(os.sched_getaffinity(0)), n_kept=account['n_kept'], reasons=account['reasons'], python=platform.python_version(),
         versions={m: version(m) for m in ('numpy','pandas','pyarrow','scipy','ftfy','selectolax')},
         command=f'python benchmarks/preprocess.py --n {a.n} --positives {a.positives} --seed {a.seed} --form {a.form} --out {a.out} --workers {a.workers}')
-    results = read_json(a.results) if Path(a.results).exists() else {}
-    write_json(a.results, results|{f'{a.form}_{a.n}': result})
+    path = results_file('preprocess', a.n<1_000_000, a.results and Path(a.results))
+    results = read_json(path) if path.exists() else {}
+    write_json(path, results|{f'{a.form}_{a.n}': result})
     print(json.dumps(result, indent=1))
 
 

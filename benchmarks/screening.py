@@ -14,8 +14,9 @@ one process and in rounds, all ways score other records of it, with the same che
 - cascade: the runtime behind the first pass, inputs as the model was trained, on 1,000 records of the test fold (at the prevalence of the corpus) and on 1,000
   of the deployment sample (none is relevant); its ratio is to `loop_short`
 
-Rates are records a second, the median of the rounds; ratios are of these. What the first pass loses is measured on all labelled test records of the fold. The
-machine's peak is the best of five square matrix products, in the same run; `share_of_peak` is the rate of floating-point operations that a way reaches of the float32 one.
+Rates are records a second, the median of the rounds; ratios are of these. What the first pass loses is measured on all labelled test records of the fold. So is, with
+`flipped_of_test`, how many decisions the chosen runtime flips on them. The machine's peak is the best of five square matrix products, in the same run; `share_of_peak` is the rate of
+operations that a way reaches of the peak of its numbers: float32, for the chosen runtime perhaps bf16 or int8.
 Figures go to `benchmarks/results/screening.json`.
 """
 import argparse
@@ -171,7 +172,7 @@ def main() -> None:
     fit_on,fresh = halves(data, 300 if o.quick else 3_000)
     fit_on = fit_on[:300 if o.quick else 3_000]
     plain = Screener.load(folder)
-    measured = read_agreements(folder) or next(iter(measure_on(df.iloc[fold.dev], [folder], 100 if o.quick else 500, say=lambda x: print(x,flush=True)).values()))
+    measured = read_agreements(folder) or next(iter(measure_on(df.iloc[fold.dev], [folder], 100 if o.quick else 1000, say=lambda x: print(x,flush=True)).values()))
     print('\n'.join(in_words(measured, s.screen.tolerance)), flush=True)
     chosen = Screener.load(folder, runtime='auto', tolerance=s.screen.tolerance)
     place = cascade_folder(folder, chosen.version)
@@ -193,6 +194,8 @@ def main() -> None:
     peak = dict(float32=matrix_product(torch.float32), bf16=matrix_product(torch.bfloat16), int8=int8_product())
     per = gflop(whole.models[0], few)/n
     loss = measure_cascade(cascade, chosen, test)
+    on_test = {k:scores(x,test)>=thresholds for k,x in dict(torch=plain,chosen=chosen).items()}
+    own = next((k for k in ('bf16','int8') if k in (chosen.runtime or '')), 'float32')
     ratio = lambda a,b: round(rates[a]['rate']/rates[b]['rate'],2)
     write_json(results, dict(command='python benchmarks/screening.py'+f' --rounds {o.rounds}'*(o.rounds!=3)+' --quick'*o.quick, quick=o.quick, data_sha256={f:file_hash(data/f) for f in ('corpus.parquet','deployment_sample.parquet')},
         settings=SETTINGS+(QUICK if o.quick else []), max_length=dict(whole=WHOLE,trained=max_length), test_AP=test_ap(s),
@@ -200,7 +203,8 @@ def main() -> None:
         ratios=dict(chosen_to_loop=ratio('chosen','loop'), chosen_to_pipeline=ratio('chosen','pipeline'), torch_to_loop=ratio('torch','loop'), chosen_short_to_loop=ratio('chosen_short','loop_short'), cascade_to_loop=ratio('cascade','loop_short'), cascade_irrelevant_to_loop=ratio('cascade_irrelevant','loop_short')),
         cascade=dict(cut=asdict(cascade.cut), read_of_test=loss.attrs['read'], read_of_irrelevant=round(float(cascade.keep(as_records(fresh)).mean()),4), test=loss.astype(object).where(loss.notna(),None).to_dict('records')),
         prevalence={l:round(float(test[l].mean()),4) for l in plain.labels}, n_test=len(test), peak_gflop_per_second=peak, gflop_per_record=round(per,2),
-        share_of_peak={k:round(per*rates[k]['rate']/peak['float32'],3) for k in ('loop','pipeline','torch','chosen')}, threads=torch.get_num_threads(), **machine('openvino','nncf')))
+        flipped_of_test=dict(decisions=on_test['torch'].size, selected=int(on_test['torch'].sum()), chosen=int((on_test['torch']!=on_test['chosen']).sum())),
+        share_of_peak={k:round(per*rates[k]['rate']/peak[own if k=='chosen' else 'float32'],3) for k in ('loop','pipeline','torch','chosen')}, numbers_of_chosen=own, threads=torch.get_num_threads(), **machine('openvino','nncf')))
     print(results)
 
 

@@ -392,7 +392,7 @@ def train(
 def train_final(
     data:Annotated[Path, typer.Option('--data','-d', help='Folder with corpus.parquet (or .csv), records with a column per label, and perhaps gold_titles.parquet, further papers of which only the title is known')],
     out:Annotated[Path, typer.Option('--output','-o', help='The checkpoint, a folder')],
-    overrides:Overrides=None, model:Model='tfidf-vectors', config:ConfigFile=None,
+    overrides:Overrides=None, model:Annotated[str, typer.Option('--model','-m', help='A baseline: tfidf-logreg, tfidf-svm, tfidf-random-forest, tfidf-titles or tfidf-vectors')]='tfidf-vectors', config:ConfigFile=None,
 )->None:
     "Fit a model on all records of a folder, for use; the same command goes on where it was interrupted."
     from ipbes_classifier.config import label_names

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from scipy.stats import norm
 
-from ipbes_classifier.cascade import (Asked, _cross_fitted, allowed_losses, cascade_folder, check_has_test, find_cascade, find_cut, fit_cascade, load_cascade, make_cascade,
+from ipbes_classifier.cascade import (Asked, _cross_fitted, _without, allowed_losses, cascade_folder, check_has_test, find_cascade, find_cut, fit_cascade, load_cascade, make_cascade,
                                       measure_cascade, save_cascade, selects)
 from ipbes_classifier.config import load_config
 from ipbes_classifier.final import train_final
@@ -249,3 +249,18 @@ def test_a_first_pass_of_another_kind_of_model_is_refused(screener, cascade, tmp
     with pytest.raises(ValueError, match='which .* does not tell; run `ipbes cascade` again'): load_cascade(place, screener.version, screener)
     path.write_text(path.read_text().replace('"quick"','"slow"'))
     with pytest.raises(ValueError, match='was made by another version; run `ipbes cascade` again'): load_cascade(place)
+
+
+def test_records_of_the_data_set_are_left_out_of_the_unlabelled():
+    "The model has learnt from them, dev would count twice, and test could measure nothing any more."
+    def named(df, word): return df.assign(title=[f'{word} {i} {t}' for i,t in enumerate(df.title)], doi='')
+    s,said,known = load_config(env=''),[],named(papers(60,1),'known')
+    fresh = named(papers(40,2),'fresh')
+    seen = known.iloc[:7].assign(id='x', title=lambda d: [t.upper() for t in d.title], abstract='', doi='')
+    nearly = known.iloc[7:9].assign(title=['another 1','another 2'], abstract=lambda d: [f'{a} {a} {a}' for a in d.abstract])
+    known.loc[known.index[7:9],'abstract'] = [f'{a} {a} {a} more' for a in known.abstract.iloc[7:9]]
+    left = _without(pd.concat([seen,fresh,nearly], ignore_index=True), known, 'sample.csv', s, said.append)
+    assert left.title.tolist()==fresh.title.tolist() and said==['sample.csv: 9 of 49 records are in the data set already and were left out']
+    assert _without(fresh, known, 'sample.csv', s, said.append).equals(fresh) and len(said)==1
+    with pytest.raises(ValueError, match='sample.csv: all 7 records are in the data set that the model was trained and tested on'): _without(seen, known, 'sample.csv', s, said.append)
+    assert _without(seen, None, 'sample.csv', s, said.append) is seen, 'a model of all records has no data set here'

@@ -10,10 +10,12 @@ from scipy.special import logit
 
 from ipbes_classifier.config import load_config
 from ipbes_classifier.explain import explain
-from ipbes_classifier.files import file_hash
+from ipbes_classifier.files import file_hash, read_json
 from ipbes_classifier.final import _learnable, _score_part, final_parts, read_final_data, train_final
 from ipbes_classifier.models import load_model, make_model
 from ipbes_classifier.screen import Screener
+from ipbes_classifier.thresholds import apply_thresholds, calibrate
+from ipbes_classifier.train import decide
 
 WORDS = dict(OAK='acorn bark beetle canopy gall'.split(), EEL='river tide migration fishery weir'.split())
 PLAIN = 'study method result area year sample model data survey test field analysis effect value number'.split()
@@ -170,3 +172,39 @@ def test_known_vectors_change_no_version(folder, settings, made, tmp_path):
             make_model('tfidf-vectors',settings).fit(data).save(tmp_path/name)
             versions.append(model_version(tmp_path/name))
     assert versions[0]==versions[1]
+
+
+def test_a_label_of_as_many_papers_as_parts_is_enough(folder, settings):
+    "No dev is dealt, which would want one more."
+    data = read_final_data(folder, settings)
+    rare = np.flatnonzero(data.records.OAK)[3:]
+    data.records.loc[rare,'OAK'] = 0
+    assert [int(data.records.OAK.iloc[p].sum()) for p in final_parts(data, settings)]==[1,1,1]
+
+
+def test_near_duplicates_are_as_near_as_the_settings_say(folder, settings, tmp_path):
+    records = pd.read_parquet(folder/'corpus.parquet')
+    words = records.abstract[0].split()
+    records.loc[1,['title','abstract']] = [records.title[0]+' again',' '.join(['other',*words[1:16],'changed',*words[17:]])]
+    records.to_parquet(tmp_path/'corpus.parquet')
+    strict,wide = (read_final_data(tmp_path, load_config(env='', overrides=['labels=[{name: OAK},{name: EEL}]',f'folds.near_duplicate={t}'])).clusters for t in (.95,.5))
+    assert strict[0]!=strict[1] and wide[0]==wide[1]
+
+
+def test_provenance_says_how_frequent_labels_were_where_probabilities_were_fitted(folder, made):
+    from ipbes_classifier.hub import public_provenance
+    from ipbes_classifier.screen_report import dev_prevalence
+    y = pd.read_parquet(folder/'corpus.parquet')[['OAK','EEL']].mean()
+    assert dev_prevalence([made.path],['OAK','EEL'])==pytest.approx(y.to_dict())
+    assert public_provenance(read_json(made.path/'provenance.json'))['dev_prevalence']==pytest.approx(y.to_dict())
+
+
+def test_no_part_has_a_say_in_how_it_is_decided(folder, settings, made):
+    "Measures are of thresholds and calibration of the other parts."
+    data,labels = read_final_data(folder, settings),['OAK','EEL']
+    for part in final_parts(data, settings):
+        rest = np.setdiff1d(np.arange(len(data.records)),part)
+        thresholds,calibrations = decide(settings, made.dev.y[rest], made.dev.scores[rest])
+        assert (made.dev.preds[part]==apply_thresholds(made.dev.scores[part],thresholds,labels)).all()
+        assert (made.dev.probs[part]==calibrate(made.dev.scores[part],calibrations,labels)).all()
+    assert made.measures['brier_macro']==pytest.approx(((made.dev.probs-made.dev.y)**2).mean())

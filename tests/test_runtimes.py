@@ -126,7 +126,7 @@ def test_a_model_of_words_and_vectors_is_measured_chosen_and_screens_alike(words
     told:list[str] = []
     chosen = runtimes_for([words_and_vectors], tmp_path/'one', [str(tmp_path/'lake.csv')], 'auto', 1., told.append)
     found = next(a for a in read_agreements(words_and_vectors) if a.runtime=='openvino')
-    assert not found.problem and found.content and found.n==60-agreement.N_FIT and found.flipped==0 and found.rate>0<found.torch_rate, found
+    assert not found.problem and found.content and found.n==60-agreement.n_fit(60) and found.flipped==0 and found.rate>0<found.torch_rate, found
     assert chosen and told[-1].endswith(f' runs in {chosen[str(words_and_vectors)].name}'), told
     plant(words_and_vectors, replace(FAST,content=found.content))
     for name,engine in dict(one=engine_of(1), two=engine_of(2)).items(): screen([tmp_path/'lake.csv'], [words_and_vectors], tmp_path/name, batch_size=20, runtime='auto', engine=engine)
@@ -158,7 +158,7 @@ def test_int8_is_measured_on_other_records_than_it_was_fitted_on(model, monkeypa
     df = papers(90).assign(A=lambda x: np.arange(len(x))%2, B=0)
     (folder,found), = measure_on(df, [model], runtimes=['openvino-int8']).items()
     a, = found
-    assert folder==str(model) and a.n==90-agreement.N_FIT and a.decisions==2*a.n and list(a.AP)==['A'] and a.content
+    assert folder==str(model) and a.n==90-agreement.n_fit(90) and a.decisions==2*a.n and list(a.AP)==['A'] and a.content
     assert a==read_agreements(model)[0] and agreement.refusal(a,.001)
 
 
