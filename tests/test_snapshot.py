@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ipbes_classifier import openalex_json
-from ipbes_classifier.openalex_json import COLUMNS, SELECT, frames, is_snapshot, rebuild_abstract, work_row
+from ipbes_classifier.openalex_json import COLUMNS, SELECT, bucket_info, frames, is_snapshot, rebuild_abstract, work_row
 
 NESTED = ('keywords','topics','authorships','primary_location')
 
@@ -191,6 +191,16 @@ def test_what_is_not_there(bucket, server, monkeypatch):
     monkeypatch.setattr('pyarrow.fs.AwsStandardS3RetryStrategy', lambda max_attempts: AwsStandardS3RetryStrategy(max_attempts=1))
     monkeypatch.setenv('AWS_ENDPOINT_URL','http://127.0.0.1:9')
     with pytest.raises(OSError, match='the service cannot be reached'): read('s3://openalex/data')
+
+
+def test_what_a_bucket_knows_of_a_file(bucket):
+    "A file that has gone since it was listed is missing, not changed."
+    bucket({'data/works/part_0001.gz':b'some bytes'})
+    name = 's3://openalex/data/works/part_0001.gz'
+    size,changed = bucket_info(name)
+    assert size==10 and changed>0
+    with pytest.raises(FileNotFoundError) as e: bucket_info(name.replace('part_0001','part_0009'))
+    assert e.value.filename.endswith('part_0009.gz')
 
 
 def test_a_damaged_file_in_a_bucket(bucket):
