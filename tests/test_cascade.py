@@ -257,8 +257,8 @@ def test_records_of_the_data_set_are_left_out_of_the_unlabelled():
     s,said,known = load_config(env=''),[],named(papers(60,1),'known')
     fresh = named(papers(40,2),'fresh')
     seen = known.iloc[:7].assign(id='x', title=lambda d: [t.upper() for t in d.title], abstract='', doi='')
-    nearly = known.iloc[7:9].assign(title=['another 1','another 2'], abstract=lambda d: [f'{a} {a} {a}' for a in d.abstract])
-    known.loc[known.index[7:9],'abstract'] = [f'{a} {a} {a} more' for a in known.abstract.iloc[7:9]]
+    known.loc[known.index[7:9],'abstract'] = [' '.join(f'term{i}of{k}' for k in range(100)) for i in (7,8)]
+    nearly = known.iloc[7:9].assign(title=['another 1','another 2'], abstract=lambda d: [f'{a} and more' for a in d.abstract])
     left = _without(pd.concat([seen,fresh,nearly], ignore_index=True), known, 'sample.csv', s, said.append)
     assert left.title.tolist()==fresh.title.tolist() and said==['sample.csv: 9 of 49 records are in the data set already and were left out']
     assert _without(fresh, known, 'sample.csv', s, said.append).equals(fresh) and len(said)==1
