@@ -1,7 +1,7 @@
 """How good are the models on real records? Run: IPBES_REAL_DATA=../shared/data python benchmarks/quality.py
 
 Five folds of `corpus.parquet`, near-duplicates together, each record tested once; thresholds, calibration and the ensemble's weights come from dev. Papers of `gold_titles.parquet` that are no record
-(`final.read_final_data` leaves out all that a record is a near-duplicate of) are further training rows of `tfidf-titles` and `tfidf-vectors`, and of no other model; folds of a project hold records alone, so that
+(`final.read_final_data` leaves out all with the DOI or title of one) are further training rows of `tfidf-titles` and `tfidf-vectors`, and of no other model; folds of a project hold records alone, so that
 models are fitted here and not by `ipbes run`. A classifier of source traits and an ensemble of the models stand beside them. A further row learns from before `--year` and is tested from then on.
 
 Each finished step stays done in `--work`, which also gets `negatives_to_judge.csv`, for people, and the report `benchmark.html`. Figures go to `benchmarks/results/benchmark.json`: measures and counts, no
