@@ -20,7 +20,7 @@ import pandas as pd
 from .config import Settings, load_config, project_path
 from .files import atomic_dir, file_hash, obj_hash, read_json, write_json
 from .first_pass import N_FEATURES, PASSES, Hashed, Quick, hash_words, margins, quick_part
-from .folds import Fold, near_duplicate_clusters, read_fold
+from .folds import Fold, not_among, read_fold
 from .hub import checkpoint_folder
 from .models import model_version
 from .plots import _effort, _figure, _percent, _say, _style
@@ -346,9 +346,7 @@ def _fold_and_data(s:Settings, folders:Sequence[Path])->tuple[Fold,pd.DataFrame]
 def _without(records:pd.DataFrame, known:pd.DataFrame|None, name:str|os.PathLike, s:Settings, say:Callable[[str],Any])->pd.DataFrame:
     "Records that are no near-duplicates of known ones; `ValueError` if all are."
     if known is None: return records
-    columns = ['doi','title','abstract']
-    clusters = near_duplicate_clusters(pd.concat([d.reindex(columns=columns) for d in (known,records)], ignore_index=True), s.folds.near_duplicate, seed=s.seed)
-    new = ~np.isin(clusters[len(known):],clusters[:len(known)])
+    new,_ = not_among(known, records, s.folds.near_duplicate, s.seed)
     if not new.any(): raise ValueError(f"{name}: all {len(new):,} records are in the data set that the model was trained and tested on; name others, best a sample of what is to be screened")
     if not new.all(): say(f'{name}: {(~new).sum():,} of {len(new):,} records are in the data set already and were left out')
     return records[new].reset_index(drop=True)

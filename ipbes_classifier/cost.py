@@ -43,7 +43,8 @@ def read_cost(
 def _own_cost(p:Mapping[str,Any], c:Mapping[str,Any])->dict[str,Any]:
     "Provenance in the columns of `COSTS`."
     def known(x:Any)->float: return np.nan if x is None else float(x)
-    return dict(seconds=known(c.get('fit_seconds',p.get('seconds'))), cpu_seconds=known(c.get('fit_cpu_seconds')), epochs=known(c.get('epochs')), records_per_second=c['scored']/max(c['score_seconds'],1e-3) if c.get('scored') else np.nan, peak_mb=known(c.get('peak_mb')),
+    return dict(seconds=known(c.get('fit_seconds',p.get('seconds'))), cpu_seconds=known(c.get('fit_cpu_seconds')), epochs=known(c.get('epochs')),
+                records_per_second=c['scored']/max(c['score_seconds'],1e-3) if c.get('scored') else np.nan, peak_mb=known(c.get('peak_mb')),
                 gpu_peak_mb=known(c.get('gpu_peak_mb')), parameters=known(c.get('parameters')), device=c.get('device') or p.get('device') or '')
 
 # %% ../nbs/25b_cost.ipynb #1cfb4033

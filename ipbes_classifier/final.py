@@ -24,7 +24,7 @@ from filelock import Timeout
 from .card import INTENDED, LIBRARIES, LIMITS, _calibrated, _made_from, _measures, _on_titles, _table
 from .config import Settings, label_names
 from .files import atomic_dir, atomic_path, file_hash, locked, obj_hash, write_errors, write_json, write_text
-from .folds import make_parts, near_duplicate_clusters
+from .folds import make_parts, not_among
 from .memory import explain_memory, keep_freed
 from .metrics import evaluate
 from .models import BASELINES, Model, frozen_hash, known_model, make_model
@@ -57,10 +57,8 @@ class FinalData:
 # %% ../nbs/27a_train_final.ipynb #6c92882b
 def _without_known(records:pd.DataFrame, titles:pd.DataFrame, s:Settings)->tuple[pd.DataFrame,np.ndarray]:
     "Titles that are not those of records, and the cluster of each record."
-    columns = ['doi','title','abstract']
-    clusters = near_duplicate_clusters(pd.concat([records[columns],titles[columns]], ignore_index=True), s.folds.near_duplicate, seed=s.seed)
-    n = len(records)
-    return titles[~np.isin(clusters[n:],clusters[:n])].reset_index(drop=True), clusters[:n]
+    new,clusters = not_among(records, titles, s.folds.near_duplicate, s.seed)
+    return titles[new].reset_index(drop=True), clusters
 
 # %% ../nbs/27a_train_final.ipynb #75b001ef
 def read_final_data(
