@@ -240,7 +240,7 @@ class _List:
 
 # %% ../nbs/33_lists.ipynb #c7fb9c85
 def _check_undecided(path:Path, papers:_List)->None:
-    "Refuse to write over a list for ASReview that holds a decision which the screened records do not: somebody has judged papers in it."
+    "Refuse to write over a list for ASReview that holds a decision which the new one would not: somebody has judged papers in it, or it is longer."
     if not path.exists(): return
     def said(df:pd.DataFrame, files:Any, rows:Any)->dict[tuple[str,str],str]:
         one = _one_decision(df)
@@ -249,4 +249,4 @@ def _check_undecided(path:Path, papers:_List)->None:
     if not {'file','row'}<=set(there): return
     known = said(papers.records, papers.table['file'], papers.table['row'])
     if new := [(at,v) for at,v in said(there,there['file'],there['row']).items() if known.get(at)!=v]:
-        raise ValueError(f"{path} is there already and says {new[0][1]} of record {new[0][0][1]} of {new[0][0][0]}, which the screened file does not say: somebody may have judged it; name another folder, or move the file away")
+        raise ValueError(f"{path} is there already and says {new[0][1]} of record {new[0][0][1]} of {new[0][0][0]}, which the new list would not: somebody may have judged it; name another folder, or move the file away")
