@@ -19,13 +19,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from .encoders import Encoder
 from .files import obj_hash, read_json, write_json
 from .hub import checkpoint_folder
 from .metrics import average_precision
 from .models import Model
 from .provenance import device_name, versions
 from .results import read_decisions
-from .runtimes import Asks, Runtime, check_runtime, encoders_of, network, runtime_folder, runtimes_here, use_runtime, why_not
+from .runtimes import Asks, ReadAgain, Runtime, check_runtime, encoders_of, log_odds_apart, network, runtime_folder, runtimes_here, use_runtime, why_not
 from .thresholds import apply_thresholds
 
 # %% ../nbs/29b_agreement.ipynb #7bb9743f
@@ -45,6 +46,8 @@ class Agreement:
     max_difference:float = 0.
     AP:dict[str,list[float]] = field(default_factory=dict) # label -> [by PyTorch, by the runtime], where the sample has labels
     problem:str = ''       # why it could not be run, '' if it could
+    near:float = 0.        # records within this distance of a threshold, in log-odds, were read again; 0: none
+    again:float = 0.       # share of records that were
 
     @property
     def faster(self)->float: # 1: as fast as PyTorch
@@ -89,6 +92,7 @@ def _in_words(a:Agreement, tolerance:float)->str:
     if not a.n: return f'{a.runtime}: {refusal(a,tolerance)}'
     parts = [f'{a.runtime}: {a.faster:.2f} times the records of PyTorch, {a.rate:.1f} a second'+f' in batches of {a.max_tokens:,} tokens'*bool(a.max_tokens),
              f'{a.flipped} of {a.decisions:,} decisions flipped (with 95 % confidence at most {a.bound:.2%}), {a.selected:,} of them for a label',
+             *[f'{a.again:.1%} of the records, within {a.near:.2f} of a threshold in log-odds, read again without int8']*bool(a.near),
              f'scores differ by {a.mean_difference:.5f} on average and {a.max_difference:.3f} at most', *(f'AP of {l} {x:.3f} and {y:.3f}' for l,(x,y) in a.AP.items())]
     why = refusal(a,tolerance)
     return '; '.join([*parts,f'not used: {why}' if why else 'may be used'])
@@ -107,26 +111,43 @@ def _rates(ways:Mapping[str,Callable[[Any],Any]], x:Any, passes:int=2)->dict[str
     return {name:len(x)/max(min(t[1:]),1e-9) for name,t in took.items()}
 
 # %% ../nbs/29b_agreement.ipynb #29bc684c
-def _fastest(encoder:Asks, checkpoint:Path, runtime:Runtime, records:pd.DataFrame)->tuple[Runtime,dict[str,float]]:
-    "The runtime with the size of batches that is fastest; its rate and that of PyTorch, beside each other."
+def _fastest(encoder:Asks, checkpoint:Path, runtime:Runtime, records:pd.DataFrame)->Runtime:
+    "The runtime with the size of batches that is fastest."
     tried,ran = dict[str,Runtime](),dict[str,Any]()
     for size in _BATCHES.get(network(encoder).device,(0,)):
         used = use_runtime(encoder, checkpoint, replace(runtime,max_tokens=size))
         tried[str(used)],ran[str(used)] = used,encoder.runtime
-    def way(run:Any)->Callable[[Any],Any]:
-        def score(x:Any)->None:
-            encoder.runtime = run
-            encoder.scores(x)
-        return score
-    first = _rates({k:way(r) for k,r in ran.items()}, records, passes=1)
-    best = max(first, key=lambda k: first[k])
-    return tried[best],_rates(dict(runtime=way(ran[best]), torch=way(None)), records)
+    rates = _rates({k:_way(encoder,r) for k,r in ran.items()}, records, passes=1)
+    return tried[max(rates, key=lambda k: rates[k])]
+
+def _way(encoder:Asks, run:Any)->Callable[[Any],Any]:
+    "Scoring by what an encoder has as `runtime`."
+    def score(x:Any)->np.ndarray:
+        encoder.runtime = run
+        return encoder.scores(x)
+    return score
+
+def _beside_torch(encoder:Asks, records:pd.DataFrame)->tuple[float,float]:
+    "Rates of the runtime that an encoder has and of PyTorch, beside each other."
+    run = encoder.runtime
+    try: rates = _rates(dict(runtime=_way(encoder,run), torch=_way(encoder,None)), records)
+    finally: encoder.runtime = run
+    return rates['runtime'],rates['torch']
 
 # %% ../nbs/29b_agreement.ipynb #c0ffee01
 def _to_time(encoder:Asks, records:pd.DataFrame)->pd.DataFrame:
     "As many of the records as fill the largest batch several times, but `N_TIMED` at least."
     tokens = np.cumsum([len(e['input_ids']) for e in network(encoder).encoded(records)])
     return records[:max(N_TIMED,int(np.searchsorted(tokens,TIMED_TOKENS))+1)]
+
+# %% ../nbs/29b_agreement.ipynb #2ac134ec
+_MOVED = .99 # share of the scores of int8 that are moved less than the distance within which records are read again
+
+def _with_near(encoder:Asks, checkpoint:str|os.PathLike, best:Runtime, records:pd.DataFrame, plain:np.ndarray)->Runtime:
+    "The runtime with this distance."
+    use_runtime(encoder, checkpoint, best)
+    near = float(np.quantile(log_odds_apart(encoder.scores(records),plain), _MOVED, method='higher'))
+    return replace(best, near=float(f'{near:.2g}')) if np.isfinite(near) else best
 
 # %% ../nbs/29b_agreement.ipynb #4c51af03
 LEAST_FIT,N_FIT = 32,256 # records that int8 is fitted on, the fewest and the most
@@ -150,11 +171,15 @@ def compare_runtime(
     thresholds,fit = _thresholds(encoder, checkpoint, len(records)),n_fit(len(records))
     try:
         used = use_runtime(encoder, checkpoint, Runtime(runtime), records[:fit])
-        best,rates = _fastest(encoder, Path(checkpoint), used, _to_time(encoder,records[fit:]))
-        found = Agreement(runtime, best.content, best.max_tokens, rates['runtime'], rates['torch'], 0)
-        if found.faster<LEAST_GAIN: return found
+        compared,timed = records[fit:],_to_time(encoder,records[fit:])
+        best = _fastest(encoder, Path(checkpoint), used, timed)
+        if runtime=='openvino-int8' and isinstance(encoder,Encoder): best = _with_near(encoder, checkpoint, best, compared, plain[fit:])
         use_runtime(encoder, checkpoint, best)
-        return _compared(found, encoder.scores(records[fit:]), plain[fit:], thresholds, encoder.labels, records[fit:])
+        found = Agreement(runtime, best.content, best.max_tokens, *_beside_torch(encoder,timed), 0, near=best.near)
+        if found.faster<LEAST_GAIN: return found
+        scores = encoder.scores(compared)
+        if isinstance(encoder.runtime,ReadAgain): found = replace(found, again=float(encoder.runtime.is_near(scores).mean()))
+        return _compared(found, scores, plain[fit:], thresholds, encoder.labels, compared)
     finally: encoder.runtime = None
 
 # %% ../nbs/29b_agreement.ipynb #c75fed5b
@@ -252,7 +277,7 @@ def choose_runtime(
 # %% ../nbs/29b_agreement.ipynb #8f768a5a
 def _runtime(a:Agreement)->Runtime:
     "As `use_runtime` takes it."
-    return Runtime(a.runtime, a.max_tokens, a.content)
+    return Runtime(a.runtime, a.max_tokens, a.content, a.near)
 
 # %% ../nbs/29b_agreement.ipynb #f919ab3a
 Chosen = dict[str,Runtime] # folder of an encoder -> how it is run

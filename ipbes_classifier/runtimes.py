@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Asks', 'check_runtime', 'why_not', 'runtimes_here', 'runtime_folder', 'Network', 'network', 'to_openvino', 'compiled',
-           'Runtime', 'OpenVinoScorer', 'use_runtime', 'small_encoder', 'encoders_of']
+           'Runtime', 'OpenVinoScorer', 'ReadAgain', 'log_odds_apart', 'use_runtime', 'small_encoder', 'encoders_of']
 
 # %% ../nbs/29a_runtimes.ipynb #d56cd825
 import os
@@ -12,7 +12,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,6 +25,7 @@ from .config import RUNTIMES, Input
 from .encoders import Encoder, _quiet, best_device, choose_precision, encode, encoder_source, length_batches, score_encoded
 from .files import atomic_dir, file_hash, read_json, write_json
 from .models import Model, model_version
+from .results import read_decisions
 from .vectors import VectorsModel, mean_of_tokens
 
 if TYPE_CHECKING:
@@ -198,15 +199,17 @@ class Runtime:
     name:str = 'torch'      # one of `config.RUNTIMES`, not auto
     max_tokens:int = 0      # of a padded batch; 0: the default of the model
     content:str = ''        # hash of the compiled form
+    near:float = 0.         # of int8: distance to a threshold, in log-odds, within which a record is read again; 0: none is
 
-    def __str__(self)->str: return self.name+f'@{self.content}'*bool(self.content)+f'/{self.max_tokens}'*bool(self.max_tokens)
+    def __str__(self)->str: return self.name+f'@{self.content}'*bool(self.content)+f'/{self.max_tokens}'*bool(self.max_tokens)+f'~{self.near}'*bool(self.near)
 
     @classmethod
     def parse(cls, text:str)->'Runtime':
         "From what `str` gave."
-        head,_,tokens = text.partition('/')
+        head,_,near = text.partition('~')
+        head,_,tokens = head.partition('/')
         name,_,content = head.partition('@')
-        return cls(name, int(tokens or 0), content)
+        return cls(name, int(tokens or 0), content, float(near or 0))
 
 # %% ../nbs/29a_runtimes.ipynb #064e8ea4
 class OpenVinoScorer:
@@ -246,6 +249,42 @@ def _torch_bf16(encoder:Asks, max_tokens:int)->Callable[[list[dict[str,list[int]
         with torch.autocast(part.device, torch.bfloat16): return part.in_torch(encoded, max_tokens or None)
     return score
 
+# %% ../nbs/29a_runtimes.ipynb #e34dcd7c
+class ReadAgain:
+    "Scores of a fast way; where one of them lies near a threshold, all of the record's come from a more exact way."
+    def __init__(self,
+        fast:Callable[[list[dict[str,list[int]]]],np.ndarray],  # (n, n_labels) scores of tokenised records
+        exact:Callable[[list[dict[str,list[int]]]],np.ndarray], # the same
+        thresholds:np.ndarray, # (m, n_labels) of scores; several sets if some records are decided by others
+        near:float,            # distance in log-odds
+    ): self.fast,self.exact,self.thresholds,self.near = fast,exact,thresholds,near
+
+    def __call__(self, encoded:list[dict[str,list[int]]])->np.ndarray:
+        "(n, n_labels), in the order of `encoded`."
+        scores = self.fast(encoded)
+        if len(again := np.flatnonzero(self.is_near(scores))): scores[again] = self.exact([encoded[i] for i in again])
+        return scores
+
+    def is_near(self, scores:np.ndarray)->np.ndarray:
+        "(n,) is one of a record's scores near a threshold?"
+        return np.less_equal(log_odds_apart(scores[:,None],self.thresholds), self.near).any((1,2))
+
+def log_odds_apart(
+    a:np.ndarray, # scores, 0 to 1
+    b:np.ndarray, # of a shape that fits
+)->np.ndarray:    # 0 and more; 0 where both are 0 or both are 1
+    "How far scores are apart in log-odds, in which int8 errs about as much near 0 and 1 as in the middle."
+    from scipy.special import logit
+    with np.errstate(invalid='ignore'): return np.where(a==b, 0., np.abs(logit(a)-logit(b)))
+
+# %% ../nbs/29a_runtimes.ipynb #4b585a52
+def _reading_again(encoder:Asks, checkpoint:str|os.PathLike, fast:OpenVinoScorer, runtime:Runtime)->ReadAgain:
+    "An encoder in int8 that reads again, in bf16 or float32, what lies near thresholds of its checkpoint: those for whole records and those for titles."
+    whole,titles = read_decisions(checkpoint,encoder.labels)[0],read_decisions(checkpoint,of='title')[0]
+    thresholds = np.array([[t[l] for l in encoder.labels] for t in (whole,whole|titles) if t]).reshape(-1,len(encoder.labels))
+    exact = OpenVinoScorer(compiled(encoder,checkpoint,'openvino'), fast.tokenizer, fast.finish, fast.bf16, fast.max_tokens)
+    return ReadAgain(fast, exact, thresholds, runtime.near)
+
 # %% ../nbs/29a_runtimes.ipynb #5b2fdf96
 def use_runtime(
     encoder:Asks,               # of the checkpoint; changed
@@ -263,7 +302,8 @@ def use_runtime(
         if runtime.content not in ('',content): raise ValueError(f"{path} is {content}, and {runtime.content} was measured; `ipbes runtimes` measures it again, and a screening that began with the other one has to begin anew")
         part = network(encoder)
         encoder.runtime = OpenVinoScorer(path, part.tokenizer, part.finish, runtime.name!='openvino' and 'BF16' in _abilities(), runtime.max_tokens)
-        return Runtime(runtime.name, runtime.max_tokens, content)
+        if runtime.near: encoder.runtime = _reading_again(encoder, checkpoint, encoder.runtime, runtime)
+        return replace(runtime, content=content)
     return runtime
 
 # %% ../nbs/29a_runtimes.ipynb #661eadad

@@ -162,6 +162,46 @@ def test_int8_is_measured_on_other_records_than_it_was_fitted_on(model, monkeypa
     assert a==read_agreements(model)[0] and agreement.refusal(a,.001)
 
 
+def test_int8_reads_again_what_lies_near_a_threshold(model):
+    "Those records have the scores of the form that is not rounded, in any order; the others have those of int8; thresholds for titles count as well."
+    df,encoder = papers(60),load_model(model)
+    def scores(runtime, records=df):
+        runtimes.use_runtime(encoder, model, runtime, papers(32,1))
+        return encoder.scores(records)
+    bf16 = 'openvino-bf16' if not runtimes.why_not('openvino-bf16') else 'openvino'
+    rough,exact = scores(Runtime('openvino-int8',512)),scores(Runtime(bf16,512))
+    write_decisions(model, dict(A=float(np.median(rough[:,0])),B=1.), {l:Calibration(1.,0.,'logit') for l in 'AB'})
+    twice = scores(Runtime('openvino-int8',512,near=.3))
+    near = runtimes.log_odds_apart(rough[:,0],np.median(rough[:,0]))<=.3
+    assert 3<near.sum()<57 and np.abs(exact-rough)[near].min()>1e-4
+    np.testing.assert_allclose(twice, np.where(near[:,None],exact,rough), atol=5e-3)
+    np.testing.assert_allclose(scores(Runtime('openvino-int8',512,near=.3),df[::-1])[::-1], twice, atol=5e-3)
+    write_decisions(model, dict(A=1.), {}, of='title')
+    assert scores(Runtime('openvino-int8',512,near=.3)).shape==twice.shape and encoder.runtime.thresholds.tolist()==[[np.median(rough[:,0]),1.],[1.,1.]]
+
+
+def test_how_near_is_measured_chosen_and_noted_in_a_screening(model, tmp_path, monkeypatch):
+    "The distance that 99 of 100 scores are moved less than; an encoder of small weights is hardly moved."
+    import torch
+    for name,value in dict(LEAST_GAIN=0.,MOST_DIFFERENCE=1.).items(): monkeypatch.setattr(agreement, name, value)
+    encoder = load_model(model)
+    with torch.no_grad():
+        for p in encoder.model.parameters(): p.mul_(.3)
+    encoder.save(model)
+    a, = measure_runtimes(encoder, model, papers(90), ['openvino-int8'])
+    runtimes.use_runtime(encoder, model, Runtime('openvino-int8',a.max_tokens))
+    df,fit = papers(90),agreement.n_fit(90)
+    rough,plain = encoder.scores(df[fit:]),load_model(model).scores(df[fit:])
+    moved = runtimes.log_odds_apart(rough, plain)
+    assert 0<a.near<=moved.max()*1.05 and np.isclose(a.near, np.quantile(moved,.99,method='higher'), rtol=.06) and 0<=a.again<=1
+    plant(model, replace(a,rate=50.,torch_rate=10.,flipped=0,selected=50))
+    write_records([papers(20)], tmp_path/'lake.csv')
+    screen([tmp_path/'lake.csv'], [model], tmp_path/'out', runtime='auto')
+    noted = read_manifest(tmp_path/'out')['settings']['runtime']
+    assert noted==f'openvino-int8@{a.content}/{a.max_tokens}~{a.near}' and f'within {a.near:.2f} of a threshold' in agreement.in_words([a],.001)[0]
+    screen([tmp_path/'lake.csv'], [model], tmp_path/'out', runtime='auto')
+
+
 def test_a_model_trained_again_has_nothing_measured(model):
     plant(model, FAST)
     old = runtime_folder(model)
