@@ -16,7 +16,8 @@ one process and in rounds, all ways score other records of it, with the same che
 
 Rates are records a second, the median of the rounds; ratios are of these. What the first pass loses is measured on all labelled test records of the fold. So is, with
 `flipped_of_test`, how many decisions the chosen runtime flips on them. The machine's peak is the best of five square matrix products, in the same run; `share_of_peak` is the rate of
-operations that a way reaches of the peak of its numbers: float32, for the chosen runtime perhaps bf16 or int8.
+operations that a way reaches of the peak of its numbers: float32, for the chosen runtime perhaps bf16 or int8. `time_of_chosen` is where the time of the chosen runtime goes on whole abstracts, by
+OpenVINO's own count: tokenising, products with weights (and the share of the peak that they reach), attention, the rest.
 Figures go to `benchmarks/results/screening.json`.
 """
 import argparse
@@ -31,10 +32,11 @@ import pandas as pd
 from ipbes_classifier.agreement import in_words, read_agreements
 from ipbes_classifier.cascade import cascade_folder, fit_cascade, load_cascade, measure_cascade, save_cascade
 from ipbes_classifier.config import Settings, project_path
-from ipbes_classifier.encoders import Encoder
+from ipbes_classifier.encoders import Encoder, length_batches
 from ipbes_classifier.files import file_hash, write_json
 from ipbes_classifier.folds import read_fold
 from ipbes_classifier.results import Run, checkpoint_path
+from ipbes_classifier.runtimes import OpenVinoScorer, network
 from ipbes_classifier.screen import Screener, as_records, measure_on
 from ipbes_classifier.screen_corpus import Scorer
 from ipbes_classifier.train import read_dataset, train
@@ -124,9 +126,43 @@ def gflop(e: Encoder, records: pd.DataFrame) -> float:
     "Floating-point operations of the forward passes: 2 for each weight of a matrix and token, and attention's products of tokens; without padding."
     from ipbes_classifier.encoders import encode
     c = e.model.config
-    weights = c.num_hidden_layers*(4*c.hidden_size**2+2*c.hidden_size*c.intermediate_size)
     lengths = np.array([len(x['input_ids']) for x in encode(e.tokenizer, as_records(records), e.recipe)])
-    return float((lengths*(2*weights+4*c.num_hidden_layers*c.hidden_size*lengths)).sum()/1e9)
+    return float((lengths*(gflop_of_weights(e)+4e-9*c.num_hidden_layers*c.hidden_size*lengths)).sum())
+
+
+def gflop_of_weights(e: Encoder) -> float:
+    "The same of one token, without attention's products."
+    c = e.model.config
+    return 2*c.num_hidden_layers*(4*c.hidden_size**2+2*c.hidden_size*c.intermediate_size)/1e9
+
+
+KINDS = dict(matrices=('FullyConnected',), attention=('Subgraph','ScaledDotProduct','Softmax','MatMul')) # how names of OpenVINO's nodes begin
+
+def where_time_goes(e: Encoder, records: pd.DataFrame, peak: float|None) -> dict|None:
+    "Shares of the time of an encoder in OpenVINO: tokenising, products with weights, attention, the rest; and the share of a peak that the products with weights reach."
+    import openvino as ov
+    if not isinstance(scorer := getattr(e.runtime,'fast',e.runtime), OpenVinoScorer): return None
+    options = dict(INFERENCE_NUM_THREADS=torch_threads(), PERFORMANCE_HINT='LATENCY', INFERENCE_PRECISION_HINT='bf16' if scorer.bf16 else 'f32', PERF_COUNT=True)
+    model = ov.Core().compile_model(scorer.path, 'CPU', options)
+    request,names = model.create_infer_request(),[i.get_names() for i in model.inputs]
+    took = dict(tokenising=0., **dict.fromkeys(KINDS,0.), rest=0.)
+    for counted in (False,True): # the first pass allocates
+        start = time.perf_counter()
+        encoded = network(e).encoded(as_records(records))
+        took['tokenising'] = time.perf_counter()-start
+        for batch in length_batches([len(x['input_ids']) for x in encoded], scorer.max_tokens):
+            x = e.tokenizer.pad([encoded[i] for i in batch], return_tensors='np')
+            request.infer([x[n.intersection(x).pop()] for n in names])
+            for node in request.profiling_info if counted else []:
+                kind = next((k for k,starts in KINDS.items() if node.node_type.startswith(starts)), 'rest')
+                took[kind] += node.real_time.total_seconds()
+    reached = sum(len(x['input_ids']) for x in encoded)*gflop_of_weights(e)/took['matrices']
+    return {k:round(t/sum(took.values()),3) for k,t in took.items()}|dict(matrices_of_peak=round(reached/peak,3) if peak else None)
+
+
+def torch_threads() -> int:
+    import torch
+    return torch.get_num_threads()
 
 
 def int8_product(n: int = 1536) -> float|None:
@@ -196,6 +232,7 @@ def main() -> None:
     loss = measure_cascade(cascade, chosen, test)
     on_test = {k:scores(x,test)>=thresholds for k,x in dict(torch=plain,chosen=chosen).items()}
     own = next((k for k in ('bf16','int8') if k in (chosen.runtime or '')), 'float32')
+    goes = where_time_goes(fast.models[0], some, peak[own])
     ratio = lambda a,b: round(rates[a]['rate']/rates[b]['rate'],2)
     write_json(results, dict(command='python benchmarks/screening.py'+f' --rounds {o.rounds}'*(o.rounds!=3)+' --quick'*o.quick, quick=o.quick, data_sha256={f:file_hash(data/f) for f in ('corpus.parquet','deployment_sample.parquet')},
         settings=SETTINGS+(QUICK if o.quick else []), max_length=dict(whole=WHOLE,trained=max_length), test_AP=test_ap(s),
@@ -204,7 +241,7 @@ def main() -> None:
         cascade=dict(cut=asdict(cascade.cut), read_of_test=loss.attrs['read'], read_of_irrelevant=round(float(cascade.keep(as_records(fresh)).mean()),4), test=loss.astype(object).where(loss.notna(),None).to_dict('records')),
         prevalence={l:round(float(test[l].mean()),4) for l in plain.labels}, n_test=len(test), peak_gflop_per_second=peak, gflop_per_record=round(per,2),
         flipped_of_test=dict(decisions=on_test['torch'].size, selected=int(on_test['torch'].sum()), chosen=int((on_test['torch']!=on_test['chosen']).sum())),
-        share_of_peak={k:round(per*rates[k]['rate']/peak[own if k=='chosen' else 'float32'],3) for k in ('loop','pipeline','torch','chosen')}, numbers_of_chosen=own, threads=torch.get_num_threads(), **machine('openvino','nncf')))
+        share_of_peak={k:round(per*rates[k]['rate']/peak[own if k=='chosen' else 'float32'],3) for k in ('loop','pipeline','torch','chosen')}, numbers_of_chosen=own, time_of_chosen=goes, threads=torch.get_num_threads(), **machine('openvino','nncf')))
     print(results)
 
 
