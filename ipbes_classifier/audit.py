@@ -18,7 +18,7 @@ import pandas as pd
 
 from .files import obj_hash, read_json, write_json
 from .lists import _cut, check_unchanged, read_screening, without_formulas
-from .ranking import _by_probability, order_keys, records_at
+from .ranking import _by_probability, order_keys, screened_records
 from .records import parse_labels, read_records, write_records
 
 # %% ../nbs/35_audit.ipynb #c0000005
@@ -236,7 +236,7 @@ def _texts(design:Design, folder:str|os.PathLike)->pd.DataFrame:
     "The drawn records with their texts; errors as of `lists.check_unchanged`."
     m = read_screening(folder)
     check_unchanged(folder, m, design.drawn.file.unique().tolist())
-    records = records_at(design.drawn.file.tolist(), design.drawn.row.tolist(), batch_size=m['settings'].get('batch_size',10_000))
+    records = screened_records(m, design.drawn)
     return design.drawn[['file','row','id']].assign(**{c:records[c] for c in ('title','abstract','year','doi')})
 
 # %% ../nbs/35_audit.ipynb #c0000048

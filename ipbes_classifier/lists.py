@@ -20,7 +20,7 @@ import pandas as pd
 from . import tables
 from .files import read_json
 from .folds import _components, _link_equal, near_duplicate_clusters
-from .ranking import folder_name, read_ranked, records_at
+from .ranking import folder_name, read_ranked, screened_records
 from .records import _one_decision, check_overwrite, clean_records, normalise_doi, normalise_title, write_records
 from .screen_folder import InputFile, _is_same, _look_at, read_manifest
 
@@ -211,7 +211,7 @@ def write_lists(
     _check_unjudged(paths)
     ranked = {l:listed(folder,l,n) for l in targets}
     check_unchanged(folder, m, [f for r in ranked.values() for f in r['file'].unique()])
-    lists = {l:_List.of(r,m['settings'].get('batch_size',10_000)) for l,r in ranked.items()}
+    lists = {l:_List.of(r,m) for l,r in ranked.items()}
     for l,by in targets.items():
         if 'asreview' in by: _check_undecided(by['asreview'], lists[l])
     return [lists[l].write(l, by, m['settings']['model']) for l,by in targets.items()]
@@ -226,9 +226,9 @@ class _List:
     told:str             # what was left undone
 
     @classmethod
-    def of(cls, ranked:pd.DataFrame, batch_size:int)->'_List':
-        "Read and fold the papers of a list; files are read in the batches in which they were screened, of which a damaged one may have given some alone."
-        raw = records_at(ranked['file'].tolist(), ranked['row'].tolist(), keep_all=True, batch_size=batch_size)
+    def of(cls, ranked:pd.DataFrame, m:Mapping[str,Any])->'_List':
+        "Read and fold the papers of a list."
+        raw = screened_records(m, ranked, keep_all=True)
         clean = clean_records(raw)
         folded,told = fold_duplicates(ranked, clean)
         return cls(reading_table(folded,clean.loc[folded.index]), raw.loc[folded.index], len(ranked)-len(folded), told)

@@ -24,7 +24,7 @@ from .files import read_json
 from .hub import checkpoint_folder
 from .lists import check_unchanged, fold_duplicates, listed, read_screening, reading_table
 from .models import model_version
-from .ranking import records_at
+from .ranking import screened_records
 from .records import clean_records
 from .screen import Screener
 from .screen_figures import Expected
@@ -170,7 +170,7 @@ def top_papers(
     ranked = listed(folder, label, 4*n)
     m = read_screening(folder)
     check_unchanged(folder, m, ranked['file'].unique().tolist())
-    raw = clean_records(records_at(ranked['file'].tolist(), ranked['row'].tolist(), keep_all=True, batch_size=m['settings'].get('batch_size',10_000)))
+    raw = clean_records(screened_records(m, ranked, keep_all=True))
     kept = fold_duplicates(ranked, raw)[0].iloc[:n]
     table = reading_table(kept, raw.loc[kept.index])
     told = explain(screener, raw.loc[kept.index], label) if screener and len(kept) else [None]*len(kept)
