@@ -1,6 +1,6 @@
 """Which way from scores to probabilities holds on records that were not seen? Run: IPBES_REAL_DATA=../shared/data python benchmarks/calibration.py
 
-Two linear models, five folds dealt twice (`unseen.py`). Each way is fitted on dev alone and measured on test: with one fold as dev, as `ipbes train` has it, and with
+Three models, five folds dealt twice (`unseen.py`). Each way is fitted on dev alone and measured on test: with one fold as dev, as `ipbes train` has it, and with
 the four folds that are not test, scored by models that had not seen them, as `ipbes train-final` has it. Then how many positives each way needs, whether a choice between
 them by dev is worth while, and what a correction for another prevalence does. Venn-Abers predictors are those of PyPI: pip install -c constraints.txt venn-abers
 
@@ -21,7 +21,7 @@ from ipbes_classifier.metrics import calibration_error, prevalence_weights
 from ipbes_classifier.prior_shift import estimate_prior, shift_prior
 from ipbes_classifier.thresholds import Steps, fit_label, fit_sigmoid
 
-from unseen import K, SEED, Unseen, benchmark, cluster_draws, compared, dealt, folds_interval
+from unseen import K, SEED, SHIPPED, Unseen, benchmark, cluster_draws, compared, dealt, folds_interval
 
 Fitted = Callable[[np.ndarray],np.ndarray]
 EDGES = (0,.001,.003,.01,.03,.1,.3,1.)  # of bins of probabilities
@@ -208,7 +208,7 @@ def figures(u: Unseen, quick: bool) -> dict:
             for l,label in enumerate(u.labels): rows += [dict(model=m,dev=setting,label=label)|r for r in measures(u,by,l,weights)]
         reliability += [dict(model=m, label=l, way=w, bins=bins(u.y[:,i],v[0,:,i])) for i,l in enumerate(u.labels) for w,v in p['four folds'].items() if w in WAYS]
     return dict(titles=u.titles, other_papers=len(next(iter(u.more.values()))[0]), edges=EDGES, enough=ENOUGH, rows=rows, chosen=chosen,
-                needed=needed(u,'tfidf-titles'), reliability=reliability, shifted=shifted(u,'tfidf-titles'))
+                needed=needed(u,SHIPPED), reliability=reliability, shifted=shifted(u,SHIPPED))
 
 
 def main() -> None:

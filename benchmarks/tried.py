@@ -67,7 +67,13 @@ class Counts:
         "The same of its first 64 tokens."
         return self.vectors_of(64)
 
-    def vectors_of(self, tokens: int) -> np.ndarray: return self.embedded((self.text['title']+'. '+self.text['abstract'])[:self.n].tolist(), tokens)
+    def vectors_of(self, tokens: int) -> np.ndarray:
+        "Of records and further papers; zeros for titles without abstract."
+        rows = np.r_[:self.n,self.more]
+        made = self.embedded((self.text['title']+'. '+self.text['abstract']).iloc[rows].tolist(), tokens)
+        out = np.zeros((len(self.text),made.shape[1]), made.dtype)
+        out[rows] = made
+        return out
 
     def embedded(self, texts: list[str], tokens: int) -> np.ndarray:
         "Of the packaged encoder, as it was published."
@@ -183,11 +189,16 @@ def with_vectors(c: Counts, train, test, weight=16., plane=.3, short=False, **ho
     return both(c,train,test)+weight*nearest_titles(c,train,test,short=short,**how)+(plane*vectors(c,train,test,short=short) if plane else 0)
 
 
-def for_many(c: Counts, train, test, word_ratios=1., records=24., spelling=0., many=2000, weight=2.) -> np.ndarray:
-    "`tfidf-titles`, the nearest titles, and what a label with n positives has n/(n+many) of: ratios of words, nearest records, characters; `tfidf-vectors`."
+def by_many(c: Counts, train, test, word_ratios=1., records=24., spelling=0., many=2000, weight=2.) -> np.ndarray:
+    "What a label with n positives has n/(n+many) of: ratios of words, nearest records, characters."
     n = c.y[train].sum(0)
     more = sum(w*f(c,train,test) for w,f in ((word_ratios,ratios),(records,partial(neighbours,k=3,short=True)),(spelling,characters)) if w)
-    return with_vectors(c,train,test,plane=0.,short=True)+weight*n/(n+many)*more
+    return weight*n/(n+many)*more
+
+
+def for_many(c: Counts, train, test, **how) -> np.ndarray:
+    "`tfidf-titles`, the nearest titles, and `by_many`: `tfidf-vectors`."
+    return with_vectors(c,train,test,plane=0.,short=True)+by_many(c,train,test,**how)
 
 
 def beside(c: Counts, train, test, weight: float, other: Callable) -> np.ndarray:

@@ -22,9 +22,10 @@ from ipbes_classifier.files import atomic_path, file_hash, read_json, write_json
 from ipbes_classifier.folds import make_folds
 
 from small_cut import machine, real_data, results_file, small_cut
-from tried import Counts, linear, tfidf, title
+from tried import Counts, by_many, linear, nearest_titles, tfidf, title
 
 K,REPEATS,SEED = 5,2,42
+SHIPPED = 'tfidf-vectors' # what `ipbes train-final` fits
 FILES = ('corpus','gold_titles','deployment_sample')
 
 
@@ -37,10 +38,11 @@ def kept(path: Path, make: Callable[[], dict]) -> dict[str,np.ndarray]:
 
 
 def log_odds(c: Counts, train: np.ndarray, test: np.ndarray) -> dict[str,np.ndarray]:
-    "(n_test, n_labels) of `tfidf-logreg` and `tfidf-titles`, with counts that were made once."
+    "(n_test, n_labels) of `tfidf-logreg`, `tfidf-titles` and `tfidf-vectors`, with counts and vectors that were made once."
     a,b = tfidf(c.whole[train], c.whole[test])
     one,ten = (np.column_stack([linear(a,y,C).decision_function(b) for y in c.y[train].T]) for C in (1.,10.))
-    return {'tfidf-logreg':one, 'tfidf-titles':ten+.3*title(c,train,test,of=('title','abstract'))}
+    titles = ten+.3*title(c,train,test,of=('title','abstract'))
+    return {'tfidf-logreg':one, 'tfidf-titles':titles, 'tfidf-vectors':titles+16*nearest_titles(c,train,test,short=True)+by_many(c,train,test)}
 
 
 @dataclass
@@ -74,7 +76,7 @@ def unseen(data: Path, work: Path, quick: bool = False, say: Callable = print) -
     folder,c,n_repeats = _folder(data,work,quick),None,1 if quick else REPEATS
     def counts() -> Counts:
         nonlocal c
-        c = c or Counts(folder, pd.read_parquet(folder/'deployment_sample.parquet'))
+        if not c: c,c.work = Counts(folder, pd.read_parquet(folder/'deployment_sample.parquet')),work
         return c
     def fit(fold: np.ndarray, i: int, j: int, test: np.ndarray, deployed: bool) -> dict:
         c = counts()
