@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['Asks', 'check_runtime', 'why_not', 'runtimes_here', 'runtime_folder', 'Network', 'network', 'to_openvino', 'compiled',
-           'Runtime', 'OpenVinoScorer', 'ReadAgain', 'log_odds_apart', 'use_runtime', 'small_encoder', 'encoders_of']
+           'Runtime', 'OpenVinoScorer', 'ReadAgain', 'log_odds_apart', 'thresholds_of', 'use_runtime', 'small_encoder',
+           'encoders_of']
 
 # %% ../nbs/29a_runtimes.ipynb #d56cd825
 import os
@@ -198,7 +199,7 @@ class Runtime:
     "How an encoder is run; what changes scores in it names it."
     name:str = 'torch'      # one of `config.RUNTIMES`, not auto
     max_tokens:int = 0      # of a padded batch; 0: the default of the model
-    content:str = ''        # hash of the compiled form
+    content:str = ''        # hash of the compiled form; of int8, whether the rest is computed in bf16
     near:float = 0.         # of int8: distance to a threshold, in log-odds, within which a record is read again; 0: none is
 
     def __str__(self)->str: return self.name+f'@{self.content}'*bool(self.content)+f'/{self.max_tokens}'*bool(self.max_tokens)+f'~{self.near}'*bool(self.near)
@@ -278,12 +279,19 @@ def log_odds_apart(
     with np.errstate(invalid='ignore'): return np.where(a==b, 0., np.abs(logit(a)-logit(b)))
 
 # %% ../nbs/29a_runtimes.ipynb #4b585a52
+def thresholds_of(
+    checkpoint:str|os.PathLike, # a folder
+    labels:Sequence[str],       # of its model
+)->np.ndarray:                  # (2, n_labels): for records with abstract, and for those without
+    "Where a checkpoint decides; `ValueError` if it does not."
+    whole,titles = read_decisions(checkpoint,labels)[0],read_decisions(checkpoint,of='title')[0]
+    if not whole: raise ValueError(f"{checkpoint} has no thresholds.json, so that it decides nothing")
+    return np.array([[t[l] for l in labels] for t in (whole,whole|titles)], dtype=float)
+
 def _reading_again(encoder:Asks, checkpoint:str|os.PathLike, fast:OpenVinoScorer, runtime:Runtime)->ReadAgain:
-    "An encoder in int8 that reads again, in bf16 or float32, what lies near thresholds of its checkpoint: those for whole records and those for titles."
-    whole,titles = read_decisions(checkpoint,encoder.labels)[0],read_decisions(checkpoint,of='title')[0]
-    thresholds = np.array([[t[l] for l in encoder.labels] for t in (whole,whole|titles) if t]).reshape(-1,len(encoder.labels))
+    "An encoder in int8 that reads again, in bf16 or float32, what lies near thresholds of its checkpoint."
     exact = OpenVinoScorer(compiled(encoder,checkpoint,'openvino'), fast.tokenizer, fast.finish, fast.bf16, fast.max_tokens)
-    return ReadAgain(fast, exact, thresholds, runtime.near)
+    return ReadAgain(fast, exact, thresholds_of(checkpoint,encoder.labels), runtime.near)
 
 # %% ../nbs/29a_runtimes.ipynb #5b2fdf96
 def use_runtime(
@@ -298,10 +306,11 @@ def use_runtime(
     elif runtime.name=='torch-bf16': encoder.runtime = _torch_bf16(encoder, runtime.max_tokens)
     else:
         path = compiled(encoder, checkpoint, runtime.name, records)
-        content = file_hash(path.with_suffix('.bin'))[:8]
+        bf16 = runtime.name!='openvino' and 'BF16' in _abilities()
+        content = file_hash(path.with_suffix('.bin'))[:8]+'+bf16'*(bf16 and runtime.name=='openvino-int8')
         if runtime.content not in ('',content): raise ValueError(f"{path} is {content}, and {runtime.content} was measured; `ipbes runtimes` measures it again, and a screening that began with the other one has to begin anew")
         part = network(encoder)
-        encoder.runtime = OpenVinoScorer(path, part.tokenizer, part.finish, runtime.name!='openvino' and 'BF16' in _abilities(), runtime.max_tokens)
+        encoder.runtime = OpenVinoScorer(path, part.tokenizer, part.finish, bf16, runtime.max_tokens)
         if runtime.near: encoder.runtime = _reading_again(encoder, checkpoint, encoder.runtime, runtime)
         return replace(runtime, content=content)
     return runtime
