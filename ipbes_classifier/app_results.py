@@ -24,10 +24,10 @@ import numpy as np
 import pandas as pd
 
 from .explain import Explanation
-from .lists import without_formulas
 from .ranking import order_keys
 from .records import _joined, clean_texts, iter_records, to_records, write_records
 from .screen import Screener, _numbered, _score_notes, _with_scores
+from .tables import without_formulas
 
 # %% ../nbs/36a_app_results.ipynb #02d87e2d
 class TooMuch(ValueError):

@@ -17,9 +17,10 @@ import numpy as np
 import pandas as pd
 
 from .files import obj_hash, read_json, write_json
-from .lists import _cut, check_unchanged, read_screening, without_formulas
+from .lists import _cut, check_unchanged, read_screening
 from .ranking import _by_probability, order_keys, screened_records
 from .records import parse_labels, read_records, write_records
+from .tables import as_it_was, without_formulas
 
 # %% ../nbs/35_audit.ipynb #c0000005
 def _place(part:Path)->tuple[int,...]:
@@ -268,7 +269,7 @@ def write_sample(
     if corpus.screening!=design.screening: raise ValueError(f"the sample was not drawn from {folder} as it is now; draw it again")
     df = _texts(design,folder)
     if scores: df = df.assign(**{f'{l}_score':scores_at(corpus,l,design.drawn.number.to_numpy()) for l in design.labels})
-    texts = ['id','title','abstract','doi']
+    texts = ['file','id','title','abstract','doi']
     if out.suffix in ('.csv','.tsv'): df[texts] = without_formulas(df[texts])
     if out.suffix=='.xlsx': df = _cut(df)
     write_records(df.assign(**dict.fromkeys(design.labels,_TO_FILL[out.suffix])), out, mark=True)
@@ -295,7 +296,7 @@ def _rows_of(table:pd.DataFrame, path:str|os.PathLike)->list[tuple[str,int]]:
         if c not in table: raise ValueError(f"{path}: no column {c!r}, which says which record a row is; leave the columns `file` and `row` as they were")
     row = pd.to_numeric(table['row'], errors='coerce')
     if (bad := row.isna()|(row!=row.round())).any(): raise ValueError(f"{path}: row {bad.argmax()+1} has {table['row'][bad].iloc[0]!r} in the column 'row'; leave the columns `file` and `row` as they were")
-    return list(zip(table['file'].astype(str),row.astype(int).tolist()))
+    return list(zip(table['file'].astype(str).map(as_it_was),row.astype(int).tolist()))
 
 # %% ../nbs/35_audit.ipynb #c0000055
 def _check_rows(given:Sequence[tuple[str,int]], drawn:Sequence[tuple[str,int]], path:str|os.PathLike)->None:

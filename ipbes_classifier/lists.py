@@ -4,11 +4,10 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'FORMATS', 'read_screening', 'check_labels', 'check_unchanged', 'listed', 'fold_duplicates',
-           'reading_table', 'without_formulas', 'ReadingList', 'write_lists']
+           'reading_table', 'ReadingList', 'write_lists']
 
 # %% ../nbs/33_lists.ipynb #0961ccaf
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +22,7 @@ from .folds import _components, _link_equal, near_duplicate_clusters
 from .ranking import folder_name, read_ranked, screened_records
 from .records import _one_decision, check_overwrite, clean_records, normalise_doi, normalise_title, write_records
 from .screen_folder import InputFile, _is_same, _look_at, read_manifest
+from .tables import as_it_was, without_formulas
 
 # %% ../nbs/33_lists.ipynb #c45ba3c9
 def read_screening(
@@ -119,18 +119,6 @@ def reading_table(
         journal=_column(r,'journal'), year=r['year'], doi=doi, url=url.where((url!='')|(doi==''), 'https://doi.org/'+doi), abstract=r['abstract'], file=f['file'], row=f['row'], id=_column(f,'id'),
         duplicates=f['duplicates'], duplicate_ids=f['duplicate_ids'])
     return pd.DataFrame(out)[list(COLUMNS)]
-
-# %% ../nbs/33_lists.ipynb #5ea4ab0f
-_STARTS_FORMULA = re.compile('\\s*[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]')
-
-# %% ../nbs/33_lists.ipynb #b4fdad0d
-def without_formulas(
-    df:pd.DataFrame, # any columns
-)->pd.DataFrame:     # the same with an apostrophe before texts, and names of columns, that a spreadsheet would take for a formula
-    "Make a table safe to be opened as CSV: no cell begins with `= + - @`, their full-width forms, a tab or a line end."
-    safe = lambda v: f"'{v}" if isinstance(v,str) and _STARTS_FORMULA.match(v) else v
-    texts = {str(c): df[c].map(safe) for c in df if not pd.api.types.is_numeric_dtype(df[c])}
-    return df.assign(**texts).rename(columns=safe)
 
 # %% ../nbs/33_lists.ipynb #a15d89de
 def _cut(df:pd.DataFrame)->pd.DataFrame:
@@ -244,7 +232,7 @@ def _check_undecided(path:Path, papers:_List)->None:
     if not path.exists(): return
     def said(df:pd.DataFrame, files:Any, rows:Any)->dict[tuple[str,str],str]:
         one = _one_decision(df)
-        return {} if 'included' not in one else {(str(f).lstrip("'"),str(r)):v.removesuffix('.0') for f,r,v in zip(files,rows,one['included']) if v}
+        return {} if 'included' not in one else {(as_it_was(str(f)),str(r)):v.removesuffix('.0') for f,r,v in zip(files,rows,one['included']) if v}
     there = pd.read_csv(path, dtype='str', keep_default_na=False)
     if not {'file','row'}<=set(there): return
     known = said(papers.records, papers.table['file'], papers.table['row'])

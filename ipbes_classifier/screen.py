@@ -19,10 +19,10 @@ from .files import atomic_path
 from .hub import checkpoint_folder
 from .memory import explain_memory, keep_freed
 from .models import Model, load_model, model_version
-from .records import check_decisions, check_overwrite, clean_records, clean_texts, iter_records, to_records, write_records
+from .records import _csv_options, check_decisions, check_overwrite, clean_records, clean_texts, iter_records, to_records, write_records
 from .results import read_decisions
 from .runtimes import encoders_of
-from .tables import SheetWriter
+from .tables import SheetWriter, without_formulas
 from .thresholds import Calibration, calibrate
 
 # %% ../nbs/30_screen.ipynb #ae401bb9
@@ -240,13 +240,16 @@ def _started(generator:Tables)->Tables:
 
 # %% ../nbs/30_screen.ipynb #ae08949f
 def _csv_writer(path:Path)->Tables:
-    "Append the tables sent to it."
+    "Add the tables sent to it, safe to be opened in a spreadsheet; finished with the generator."
+    import pyarrow as pa
+    import pyarrow.csv as pc
+    def safe(table:pd.DataFrame)->pa.Table: return pa.Table.from_pandas(without_formulas(table), preserve_index=False)
     def write()->Tables:
-        header = True
-        while True:
-            table = yield
-            table.to_csv(path, mode='w' if header else 'a', header=header, index=False, lineterminator='\n')
-            header = False
+        table = safe((yield))
+        with pc.CSVWriter(path, table.schema, write_options=_csv_options(path)) as f:
+            while True:
+                f.write_table(table)
+                table = safe((yield))
     return _started(write())
 
 # %% ../nbs/30_screen.ipynb #ba79b862

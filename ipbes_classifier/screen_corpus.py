@@ -302,7 +302,7 @@ def _check_places(labels:Sequence[str])->None:
 
 def _rank(folder:ScreenFolder)->None:
     "Rank each label whose ranks are not those of the scores that are there; what a killed call left behind goes first."
-    place,scored = folder.folder/'ranked',obj_hash(['by probability',*(asdict(folder.known(i))|dict(changed=0) for i in range(len(folder.files)))])
+    place,scored = folder.folder/'ranked',obj_hash(['by probability',[p.name for p in folder.paths()],*(asdict(folder.known(i))|dict(changed=0) for i in range(len(folder.files)))])
     for p in place.glob('.*'):
         if p.name!='.locks': shutil.rmtree(p, ignore_errors=True)
     for l in map(str,folder.settings['labels']):

@@ -23,6 +23,7 @@ from .ranking import folder_name
 from .records import parse_labels
 from .screen import NO_TEXT
 from .screen_corpus import PUT_ASIDE
+from .tables import as_it_was
 
 # %% ../nbs/33b_screen_figures.ipynb #33938dbe
 N_BINS = 50 # of a histogram of scores between 0 and 1
@@ -124,6 +125,7 @@ def read_sample(
     _check_design(path)
     table = _sample_table(path)
     if missing := [c for c in ('file','row') if c not in table]: raise ValueError(f"{path} has no column {missing[0]!r}, which names a screened record; columns found: {', '.join(map(repr,table.columns))}")
+    table = table.assign(file=table['file'].astype(str).map(as_it_was))
     labels = [l for l in map(str,manifest['settings']['labels']) if l in table]
     if not labels: raise ValueError(f"{path} has no column of a label; the screening has {', '.join(manifest['settings']['labels'])}")
     rows = {f['name']:f['rows'] for f in manifest['files']}

@@ -184,7 +184,10 @@ class ScreenFolder(_Parts):
         self._done[file].add(batch)
 
     def end(self, file:int, rows:int, parts:int, problem:str='')->None:
-        "Note that a file has been read: to its end, or to a problem."
+        "Note that a file has been read: to its end, or to a problem, beyond which an earlier call may have come."
+        if later := [b for b in self._done[file] if b>=parts]:
+            from pyarrow.parquet import read_metadata
+            rows,parts = rows+sum(read_metadata(self.part(file,b)).num_rows for b in later),max(later)+1
         write_json(self._state(file), asdict(replace(self.known(file), rows=rows, parts=parts, problem=problem)))
 
     def _forget(self, file:int)->None:

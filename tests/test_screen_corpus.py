@@ -453,6 +453,33 @@ def test_damaged_part_among_good_ones(lake, model, tmp_path, monkeypatch):
     assert content(out)==content(tmp_path/'whole')
 
 
+def test_what_an_earlier_call_scored_beyond_a_fault_is_ranked(model, tmp_path, monkeypatch):
+    "A file that cannot always be read, as from a bucket: to batch 2, then to its end, where the call is killed, then to batch 2 again."
+    from ipbes_classifier import screen_corpus
+    from ipbes_classifier.screen_folder import ScreenFolder
+    write_records([papers(50)], tmp_path/'lake.csv')
+    read,out = screen_corpus.read_batches,tmp_path/'out'
+    def fails(name, size):
+        for b,batch in enumerate(read(name,size)):
+            if b==2: raise Unreadable(f'{name}: gone')
+            yield batch
+    def killed(*a, **k): raise KeyboardInterrupt
+    def call(): return screen([tmp_path/'lake.csv'], [model], out, batch_size=10, skip_bad=True)
+    def ranked(): return sum(pq.read_metadata(p).num_rows for p in (out/'ranked/A').glob('part-*'))
+    with monkeypatch.context() as m:
+        m.setattr(screen_corpus, 'read_batches', fails)
+        assert call().rows==ranked()==20
+    with monkeypatch.context() as m:
+        m.setattr(ScreenFolder, 'end', killed)
+        with pytest.raises(KeyboardInterrupt): call()
+    with monkeypatch.context() as m:
+        m.setattr(screen_corpus, 'read_batches', fails)
+        assert call().rows==ranked()==50
+    file, = json.loads((out/'_manifest.json').read_text())['files']
+    assert (file['rows'],file['parts'])==(50,5) and 'gone' in file['problem']
+    assert call().rows==ranked()==50 and not json.loads((out/'_manifest.json').read_text())['files'][0]['problem']
+
+
 @pytest.mark.parametrize('name,data,says', [
     ('cut.jsonl.gz', gzip.compress(b'{"id":"https://openalex.org/W1","title":"Ants"}\n'*5000)[:-20], 'compressed by gzip, and damaged'),
     ('line.jsonl', b'{"id":"https://openalex.org/W1","title":"Ants"}\n{"id":\n', 'line 2: not JSON'),
