@@ -222,7 +222,7 @@ async def _words(site:Site, result:Result, row:int, asked:str|None, cells:Sequen
     label = asked if asked in result.labels and scored else best
     if not label: return None
     e = await _explained(site, result, row, label)
-    how = ' '.join(_HOW[m] for m in e.method.split('+') if m in _HOW) if '+' not in e.method else 'The mean of several models.'
+    how = _HOW.get(e.method,'') if len(site.screener.models)==1 else 'The mean of several models.'
     return dict(label=label, how=how, top=list(top_words(e,8).itertuples(index=False,name=None)))|{f:marked(e,f) for f in ('title','abstract','keywords')}
 
 # %% ../nbs/36_app.ipynb #36ca997a

@@ -53,7 +53,7 @@ class Cut:
     confidence:float    # that they are
     n:int               # records of dev, and of the unlabelled ones, that the model selects
     lost:int            # of them below the cut
-    read:float          # share of all these records that is read
+    read:float          # share of all these records, which have an abstract, that is read
 
     def __str__(self)->str:
         asked = f'{self.share:.4g} of what the model selects, with confidence {self.confidence:.4g}'
@@ -81,7 +81,7 @@ class Cascade:
     first:Hashed|Quick
     cut:Cut
     model:str           # version of the model that it stands before
-    n:Mapping[str,int]  # records that it was fitted on and judged by
+    n:Mapping[str,int]  # records that were given to fit it and to judge it, those without abstract too, on which it decides nothing
     ask:Callable[[pd.DataFrame],Any]=hash_words # what the first pass knows of cleaned records
 
     def scores(self, records:pd.DataFrame)->np.ndarray:

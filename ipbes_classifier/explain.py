@@ -32,7 +32,7 @@ class Explanation:
     method:str           # exact, occlusion or gradients; several if models differ
     texts:dict[str,str]  # field -> its text, cleaned; only fields that a model reads
     words:pd.DataFrame   # field, start, end (characters of its text), word, contribution (log-odds)
-    rest:float           # log-odds of the score, less all contributions
+    rest:float           # log-odds of the score, of several models the mean of theirs, less all contributions
 
 # %% ../nbs/34_explain.ipynb #71b7b11b
 _WORD = re.compile(r"\w+(?:['’-]\w+)*")

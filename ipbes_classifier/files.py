@@ -115,10 +115,12 @@ def _machine()->str:
 # %% ../nbs/01_files.ipynb #405ac97b
 def _remove_left_behind(folder:Path, begin:str, suffix:str)->None:
     "Remove temporary files of processes that are no more."
-    for name in os.listdir(folder):
-        if not name.startswith(begin): continue
-        pid = re.fullmatch(rf'{re.escape(begin)}(\d+)-\w+{re.escape(suffix)}', name)
-        if pid and not is_alive(int(pid[1])): (folder/name).unlink(missing_ok=True)
+    for p in _left_behind(folder, begin, suffix): p.unlink(missing_ok=True)
+
+def _left_behind(folder:Path, begin:str, suffix:str)->list[Path]:
+    "What processes that are no more called so while they wrote it."
+    found = [(n,re.fullmatch(rf'{re.escape(begin)}(\d+)-\w+{re.escape(suffix)}', n)) for n in os.listdir(folder) if n.startswith(begin)]
+    return [folder/n for n,pid in found if pid and not is_alive(int(pid[1]))]
 
 # %% ../nbs/01_files.ipynb #b6efff4d
 def _umask()->int:
@@ -201,11 +203,13 @@ def update_file(
 def atomic_dir(
     path:str|os.PathLike, # where the finished folder will stand
 )->Iterator[Path]:        # an empty folder beside it, to fill
-    "Fill a folder under a temporary name and put it in place of `path` on success. Errors as of `write_errors`."
+    "Fill a folder under a temporary name and put it in place of `path` on success; what a killed process left goes first. Errors as of `write_errors`."
     path = Path(path)
     with write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        tmp = Path(tempfile.mkdtemp(dir=path.parent, prefix=f'.{path.name[:60]}-'))
+        begin = f'.{path.name[:60]}-{_machine()}-'
+        with locked(path): _clear_folders(path, begin)
+        tmp = Path(tempfile.mkdtemp(dir=path.parent, prefix=f'{begin}{os.getpid()}-'))
         try:
             yield tmp
             mask = _umask()
@@ -216,9 +220,18 @@ def atomic_dir(
         finally: shutil.rmtree(tmp, ignore_errors=True)
 
 # %% ../nbs/01_files.ipynb #6316586d
+_OLD = '-old' # of a folder that is being replaced
+
+def _clear_folders(path:Path, begin:str)->None:
+    "Remove what killed processes left of folders for `path`; one killed while it replaced `path` leaves the old one, which comes back."
+    for old in _left_behind(path.parent, begin, _OLD):
+        if not path.exists(): os.replace(old, path)
+    for suffix in ('',_OLD):
+        for p in _left_behind(path.parent, begin, suffix): shutil.rmtree(p, ignore_errors=True)
+
 def _swap(new:Path, path:Path)->None:
     "Put the folder `new` in place of `path`; if that fails, `path` is what it was."
-    old = new.with_name(new.name+'-old')
+    old = new.with_name(new.name+_OLD)
     if path.exists(): os.replace(path, old)
     try: os.replace(new, path)
     except OSError:

@@ -9,6 +9,7 @@ __all__ = ['KEYS', 'Run', 'checkpoint_path', 'predictions_path', 'results_path',
 # %% ../nbs/20b_results.ipynb #67b6d0d9
 import hashlib
 import io
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -185,7 +186,7 @@ def read_decisions(
     "Read what `write_decisions` wrote; `ValueError` names the file that is damaged or lacks a label."
     paths = _decision_paths(folder, of)
     thresholds,calibrations = (_read_by_label(p, labels) for p in paths)
-    if bad := [l for l,t in thresholds.items() if not isinstance(t,(int,float))]:
+    if bad := [l for l,t in thresholds.items() if isinstance(t,bool) or not isinstance(t,(int,float)) or not math.isfinite(t)]:
         raise ValueError(f"{paths[0]}: the threshold of {bad[0]} is {thresholds[bad[0]]!r}; should be a number")
     try: return thresholds, {l:Calibration.from_dict(d) for l,d in calibrations.items()}
     except (TypeError,ValueError,AttributeError) as e: raise ValueError(f"{paths[1]}: {e}") from e

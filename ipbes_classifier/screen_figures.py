@@ -146,11 +146,12 @@ class Expected:
     records:int                 # screened
     summed:float                # sum of the calibrated probabilities; NaN without calibration
     old:float                   # prevalence on dev, NaN if nobody knows it
-    from_scores:float           # prevalence that the scores speak for, NaN if `old` is not known
+    from_scores:float           # prevalence that the scores speak for, of records with text; NaN if `old` is not known
     likely:tuple[float,float]   # lowest and highest prevalence that the scores leave plausible (95 %), if the calibration is right
     judged:int = 0              # records of a labelled random sample
     relevant:int = 0            # of them
     put_aside:int = 0           # records that the model did not read, so that the scores give a lower limit
+    no_text:int = 0             # records without any text, of which scores say nothing
 
     @property
     def sampled(self)->tuple[float,float]:
@@ -161,7 +162,8 @@ class Expected:
     @property
     def contradicted(self)->bool:
         "Do the scores speak for a prevalence that the sample leaves no room for?"
-        return self.from_scores==self.from_scores and (self.from_scores<self.sampled[0] or self.from_scores>self.sampled[1])
+        known = self.from_scores*(1-self.no_text/self.records) if self.records else float('nan')
+        return known==known and (known<self.sampled[0] or known>self.sampled[1])
 
     @property
     def best(self)->tuple[float,str]:
@@ -180,10 +182,10 @@ def expected_relevant(
     p,w = f.probability,f.weight
     told = sample[f.label][sample[f.label]>=0] if sample is not None and f.label in sample else pd.Series([],dtype=int)
     nan = float('nan')
-    if not len(p): return Expected(f.label, f.records, nan, old or nan, nan, (nan,nan), len(told), int(told.sum()), f.put_aside)
+    if not len(p): return Expected(f.label, f.records, nan, old or nan, nan, (nan,nan), len(told), int(told.sum()), f.put_aside, f.no_text)
     p_all,w_all = np.r_[p,0.],np.r_[w,f.put_aside]
     scores,likely = (estimate_prior(p_all,old,w_all),prior_interval(p_all,old,w_all)) if old else (nan,(nan,nan))
-    return Expected(f.label, f.records, float((p*w).sum()), old or nan, scores, likely, len(told), int(told.sum()), f.put_aside)
+    return Expected(f.label, f.records, float((p*w).sum()), old or nan, scores, likely, len(told), int(told.sum()), f.put_aside, f.no_text)
 
 # %% ../nbs/33b_screen_figures.ipynb #8a55329f
 def _ranked_probabilities(folder:str|os.PathLike, label:str)->Iterator[np.ndarray]:

@@ -76,7 +76,7 @@ def find_models(
     noted = Path(folder)/'provenance.json'
     known = [] if models or not noted.exists() else read_json(noted).get('models') or []
     if not models and not known: return [],'the screening does not say which checkpoints it was made with; name them by `-m`'
-    if lost := [m for m in known if not Path(m).is_dir()]: return [],f'the checkpoint {lost[0]} is not there, seen from here; name it by `-m`'
+    if lost := [m for m in known if not Path(m).is_dir()]: return [],f'the checkpoint {lost[0]} is no folder here; name it by `-m`, which finds those of the hub too'
     found = [checkpoint_folder(m) for m in models or known]
     version = ' + '.join(map(model_version,found))
     if version==manifest['settings']['model']: return found,''
@@ -101,7 +101,8 @@ def expected_table(
     def count(x:float, n:int)->str: return '' if x!=x else f'{x*n:,.0f}'
     def by_scores(e:Expected)->str:
         if e.likely[0]!=e.likely[0]: return ''
-        return count(e.from_scores,e.records)+(' or more' if e.put_aside else f' ({count(e.likely[0],e.records)}–{count(e.likely[1],e.records)})')
+        n = e.records-e.no_text
+        return count(e.from_scores,n)+(' or more' if e.put_aside else f' ({count(e.likely[0],n)}–{count(e.likely[1],n)})')
     rows = [{'label':e.label, 'records':f'{e.records:,}', 'not read by the model':f'{e.put_aside:,}' if e.put_aside else '', 'prevalence on dev':_share(e.old), 'sum of probabilities':'' if e.summed!=e.summed else f'{e.summed:,.0f}',
              'corrected by the scores (95 %)':by_scores(e), 'judged':f'{e.judged:,}' if e.judged else '', 'relevant among them':str(e.relevant) if e.judged else '',
              'by the sample (95 %)':f'{count(e.relevant/e.judged,e.records)} ({count(e.sampled[0],e.records)}–{count(e.sampled[1],e.records)})' if e.judged else ''} for e in found]
