@@ -23,7 +23,7 @@ from filelock import Timeout
 
 from .card import INTENDED, LIBRARIES, LIMITS, _calibrated, _made_from, _measures, _on_titles, _table
 from .config import Settings, label_names
-from .files import atomic_dir, atomic_path, file_hash, locked, obj_hash, write_errors, write_json, write_text
+from .files import atomic_dir, atomic_path, file_hash, locked, obj_hash, read_json, write_errors, write_json, write_text
 from .folds import make_parts, not_among
 from .memory import explain_memory, keep_freed
 from .metrics import evaluate
@@ -70,7 +70,7 @@ def read_final_data(
     path,more = _file(folder,RECORDS),_file(folder,TITLES)
     if path is None:
         there = ', '.join(sorted(p.name for p in folder.iterdir())[:8]) if folder.is_dir() else ''
-        raise FileNotFoundError(f"{folder}: no {' or '.join(RECORDS+x for x in SUFFIXES)} in it; {f'found {there}' if there else 'it is empty, or no folder'}")
+        raise FileNotFoundError(f"{folder}: no {' or '.join(RECORDS+x for x in SUFFIXES)} in it; {f'found {there}' if there else 'it is empty' if folder.is_dir() else 'it is a file; name its folder' if folder.exists() else 'there is no such folder'}")
     records = clean_records(check_dataset(read_records(path,labels=labels), labels, path))
     titles = clean_records(read_records(more,labels=labels)).assign(abstract='') if more else records.iloc[:0]
     new,clusters = _without_known(records, titles, s)
@@ -222,6 +222,8 @@ def _check_final(model:str, out:Path)->str:
     if name not in BASELINES: raise ValueError(f"a final model is fitted without dev, which {model} needs to know when to stop; one of {', '.join(BASELINES)} can be")
     if out.exists() and not (out/'recipe.json').exists() and (out.is_file() or any(out.iterdir())):
         raise ValueError(f"{out} exists and is no checkpoint; it would be replaced: choose another folder")
+    if (out/'recipe.json').exists() and (there := read_json(out/'recipe.json').get('name',name))!=name:
+        raise ValueError(f"{out} holds {there}, which {name} would replace; choose another folder, or delete it")
     return name
 
 # %% ../nbs/27a_train_final.ipynb #6e5e3b52

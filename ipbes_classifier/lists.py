@@ -22,7 +22,7 @@ from .folds import _components, _link_equal, near_duplicate_clusters
 from .ranking import folder_name, read_ranked, screened_records
 from .records import _one_decision, check_overwrite, clean_records, normalise_doi, normalise_title, write_records
 from .screen_folder import InputFile, _is_same, _look_at, read_manifest
-from .tables import as_it_was, without_formulas
+from .tables import as_it_was, check_own_columns, without_formulas
 
 # %% ../nbs/33_lists.ipynb #c45ba3c9
 def read_screening(
@@ -174,10 +174,8 @@ def _targets(folder:Path, labels:Sequence[str], formats:Sequence[str]|None)->dic
 # %% ../nbs/33_lists.ipynb #5b1d77a1
 def _check_unjudged(paths:Sequence[Path])->None:
     "Refuse to write over a list that has columns which no list begins with: somebody may have judged it."
-    for path in (p for p in paths if p.exists() and p.suffix in ('.csv','.xlsx') and not p.stem.endswith('_asreview')):
-        header = pd.read_csv(path,nrows=0) if path.suffix=='.csv' else pd.read_excel(path,nrows=0,engine='calamine')
-        if more := [str(c) for c in header if c not in COLUMNS]:
-            raise ValueError(f"{path} is there already and has the column {more[0]!r}, which may hold what people found; name another folder, or move the file away")
+    for path in paths:
+        if not path.stem.endswith('_asreview'): check_own_columns(path, COLUMNS.__contains__)
 
 # %% ../nbs/33_lists.ipynb #41394ab0
 def write_lists(

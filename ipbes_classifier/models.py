@@ -454,7 +454,8 @@ def known_model(
         raise ValueError(f"{model} was fine-tuned already, on papers that stand in the test set of another fold; start from a pretrained encoder")
     if (Path(model)/'config.json').exists(): return model
     if model.count('/')==1 and not model.startswith(('.','/')): return model
-    raise ValueError(f"unknown model {model!r}; known: {', '.join([*BASELINES,'minilm',*SHORT_NAMES,*MODELS])}, a folder that holds config.json, "
+    near = get_close_matches(str(model), [*BASELINES,*SHORT_NAMES,*MODELS,'minilm'], 1)
+    raise ValueError(f"unknown model {model!r}{f', did you mean {near[0]}?' if near else ''}; known: {', '.join([*BASELINES,'minilm',*SHORT_NAMES,*MODELS])}, a folder that holds config.json, "
                      "a hub id such as google-bert/bert-base-uncased, or a class of your own such as my_models:KnnModel")
 
 # %% ../nbs/21_models.ipynb #bf7409ac

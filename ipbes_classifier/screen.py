@@ -15,14 +15,14 @@ import numpy as np
 import pandas as pd
 
 from .agreement import N_FIT, Agreement, Chosen, choose_for, measure_runtimes, use_chosen
-from .files import atomic_path
+from .files import atomic_path, is_bucket
 from .hub import checkpoint_folder
 from .memory import explain_memory, keep_freed
 from .models import Model, load_model, model_version
-from .records import _csv_options, check_decisions, check_overwrite, clean_records, clean_texts, iter_records, to_records, write_records
+from .records import _csv_options, _missing, check_decisions, check_overwrite, clean_records, clean_texts, iter_records, to_records, write_records
 from .results import read_decisions
 from .runtimes import encoders_of
-from .tables import SheetWriter, without_formulas
+from .tables import SheetWriter, check_own_columns, without_formulas
 from .thresholds import Calibration, calibrate
 
 # %% ../nbs/30_screen.ipynb #ae401bb9
@@ -150,12 +150,14 @@ def predict(
 )->Path:                                 # `out`
     """Score every record of a file, in its order, with its title for people.
 
-    `ValueError` if `out` has another suffix or is what is read, or `path` cannot be read, `OSError` if `out` cannot be written.
+    `ValueError` if `out` has another suffix, is what is read, or is there and has columns of somebody's own, or `path` cannot be read, `OSError` if `out` cannot be written.
     """
     from tqdm import tqdm
     out = Path(out)
     if out.suffix not in (*_TABLES,*_REFERENCES): raise ValueError(f"{out}: unknown suffix {out.suffix!r}; known are {', '.join((*_TABLES,*_REFERENCES))}")
     check_overwrite([path], [out])
+    check_own_columns(out, lambda c: c in ('id','title','note','model') or c.endswith(('_score','_pred','_probability')))
+    if not is_bucket(path) and not Path(path).exists(): raise _missing(Path(path))
     if out.suffix in _REFERENCES: check_decisions(path)
     screener,notes,chosen = Screener.load(*models, runtime=runtime, tolerance=tolerance),Counter[str](),Counter[str]()
     if say and screener.runtime: say(f'the encoders run in {screener.runtime}')
@@ -195,7 +197,8 @@ def _lacking(notes:Counter[str], n:int, screener:Screener)->str:
     "How many of `n` records lack text, and what was done with them; '' if none does."
     parts = [f'{notes[NO_TEXT]} without any text, left unscored']*bool(notes[NO_TEXT])
     parts += [f'{notes[NO_ABSTRACT]} without an abstract, scored by the rest and decided by {_by_what(screener)}']*bool(notes[NO_ABSTRACT])
-    return f"of {n} records, {' and '.join(parts)}: see the column `note`, in references the note `screen_note`" if parts else ''
+    none = 0<notes[NO_ABSTRACT]==n-notes[NO_TEXT]
+    return f"of {n} records, {' and '.join(parts)}: see the column `note`, in references the note `screen_note`"+'. None has an abstract: if they stand in a column of another name, call it `abstract`'*none if parts else ''
 
 # %% ../nbs/30_screen.ipynb #f9d8ebaa
 def _by_what(screener:Screener)->str:

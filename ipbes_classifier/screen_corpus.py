@@ -401,6 +401,7 @@ def screen(
     with alone_in_folder(out),timed() as took:
         folder = ScreenFolder(out, dict(batch_size=batch_size)|scorer.settings, files)
         took['models'] = [os.fspath(m) for m in models]
+        if say and (done := len(folder.paths())): say(f'{done:,} parts of scores are there already and are kept')
         job = Job(folder, scorer, load, batch_size, Progress(files,say,progress), skip_bad)
         try: return _run(job, engine, took)
         finally:

@@ -107,7 +107,7 @@ def read_manifest(
     path = Path(folder)/'_manifest.json'
     if path.exists(): return read_json(path, ('settings','files','complete'))
     if Path(folder).is_dir() and (there := sorted(p.name for p in Path(folder).iterdir() if p.name[0]!='.')):
-        raise ValueError(f"{folder} holds {there[0]} and no _manifest.json: something else wrote there; name another folder")
+        raise ValueError(f"{folder} holds {there[0]} and no _manifest.json, so it is no folder of `ipbes screen`; name another")
     return None
 
 # %% ../nbs/31a_screen_folder.ipynb #fe91b9be

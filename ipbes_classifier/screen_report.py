@@ -151,12 +151,12 @@ def list_table(
 )->pd.DataFrame:                         # a row per label, as people read it
     "What can be expected of the first `n` papers."
     def at(curve:pd.DataFrame, what:str)->float: return float('nan') if not len(curve) else float(curve[what].iloc[int((curve['read']<=n).sum())-1])
-    rows = []
+    rows,recall = [],'recall of what the model read' if any(e.put_aside for e in found) else 'recall at the corpus'
     for e in found:
         judged,relevant,all_ = _in_list(folder, e.label, n, sample)
         c,k = curves[e.label],corrected[e.label]
         rows.append({'label':e.label, 'papers':f'{min(n,int(c["read"].iloc[-1])) if len(c) else 0:,}', 'precision as calibrated':_share(at(c,'precision')),
-            'precision at the corpus':_share(at(k,'precision')), 'prevalence used':_share(e.best[0]), 'prevalence from':e.best[1] if e.best[0]==e.best[0] else '', 'recall at the corpus':_share(at(k,'recall')),
+            'precision at the corpus':_share(at(k,'precision')), 'prevalence used':_share(e.best[0]), 'prevalence from':e.best[1] if e.best[0]==e.best[0] else '', recall:_share(at(k,'recall')),
             'relevant of the judged in the list':f'{relevant} of {judged}' if judged else '', 'judged relevant that are in it':f'{relevant} of {all_}' if all_ else ''})
     return _known(pd.DataFrame(rows).set_index('label'))
 

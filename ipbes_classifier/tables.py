@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['INCLUDED', 'LAYOUTS', 'Layout', 'find_layout', 'to_layout', 'without_formulas', 'as_it_was', 'check_workbook',
-           'read_header', 'frames', 'SheetWriter', 'write']
+           'read_header', 'frames', 'SheetWriter', 'write', 'check_own_columns']
 
 # %% ../nbs/05c_tables.ipynb #ab1cf03b
 import datetime
@@ -253,15 +253,25 @@ class SheetWriter:
         self._book.set_properties(dict(created=datetime.datetime(2000,1,1,tzinfo=datetime.UTC)))
         self._sheet = self._book.add_worksheet('records')
         self._sheet.freeze_panes(1, 0) # the header stays in sight
+        self._header = self._book.add_format(dict(bold=True))
 
     def write(self, df:pd.DataFrame)->None:
         "Add the rows of a table, the first time its header; `ValueError` where Excel has no room."
-        if not self._n: _write_row(self, [*map(str,df.columns)], [*map(str,df.columns)])
+        if not self._n: self._begin([*map(str,df.columns)])
         for row in df.astype(object).itertuples(index=False, name=None): _write_row(self, row, [*map(str,df.columns)])
 
+    def _begin(self, columns:list[str])->None:
+        "The header, and columns as wide as a person wants them: titles and abstracts wide, the rest as its name needs."
+        self._columns = columns
+        for j,c in enumerate(columns): self._sheet.set_column(j, j, _WIDTHS.get(c,max(10,min(len(c)+3,30))))
+        _write_row(self, columns, columns, self._header)
+
     def close(self)->None:
-        "Finish the file."
+        "Finish the file; its rows can be filtered."
+        if self._n: self._sheet.autofilter(0, 0, self._n-1, len(self._columns)-1)
         self._book.close()
+
+_WIDTHS = dict(title=60, abstract=60, authors=30, doi=28, url=28, id=16, row=8)
 
 # %% ../nbs/05c_tables.ipynb #88f593c1
 def _cell(v:Any)->str|float:
@@ -272,14 +282,14 @@ def _cell(v:Any)->str|float:
     if isinstance(v,(bool,int,float)): return v if abs(v)<1e15 else str(v)
     return '; '.join(map(str,v)) if hasattr(v,'__iter__') else str(v)
 
-def _write_row(w:SheetWriter, row:Sequence[Any], columns:Sequence[str])->None:
+def _write_row(w:SheetWriter, row:Sequence[Any], columns:Sequence[str], look:Any=None)->None:
     "Add one row."
     if w._n>=_MOST_ROWS: raise ValueError(f"{w._name}: Excel has room for {_MOST_ROWS:,} rows; write .csv or .parquet")
     for j,(v,c) in enumerate(zip(row,columns)):
         x = _cell(v)
         if isinstance(x,str):
             if len(x)>_LONGEST_CELL: raise ValueError(f"{w._name}: record {w._n} has {len(x):,} characters in {c!r}, and Excel at most {_LONGEST_CELL:,} in a cell; write .csv or .parquet")
-            w._sheet.write_string(w._n, j, x.translate(_NOT_XML))
+            w._sheet.write_string(w._n, j, x.translate(_NOT_XML), look)
         else: w._sheet.write_number(w._n, j, x)
     w._n += 1
 
@@ -298,3 +308,15 @@ def write(
             w.close()
     except UnicodeEncodeError as e: raise ValueError(f"{path}: records cannot be written: {e}") from e
     return Path(path)
+
+# %% ../nbs/05c_tables.ipynb #70b24bfe
+def check_own_columns(
+    path:str|os.PathLike,       # where a .csv or .xlsx is to be written
+    known:Callable[[str],bool], # is a column one that is written?
+)->None:
+    "`ValueError` if a table that stands there has columns of somebody's own."
+    p = Path(path)
+    if p.suffix not in ('.csv','.xlsx') or not p.is_file() or not p.stat().st_size: return
+    header = pd.read_csv(p,nrows=0) if p.suffix=='.csv' else pd.read_excel(p,nrows=0,engine='calamine')
+    if more := [str(c) for c in header if not known(str(c))]:
+        raise ValueError(f"{p} is there already and has the column {more[0]!r}, which may hold what people found; give another name, or move the file away")
