@@ -231,7 +231,7 @@ def main() -> None:
     per = gflop(whole.models[0], few)/n
     loss = measure_cascade(cascade, chosen, test)
     on_test = {k:scores(x,test)>=thresholds for k,x in dict(torch=plain,chosen=chosen).items()}
-    own = next((k for k in ('bf16','int8') if k in (chosen.runtime or '')), 'float32')
+    own = next((k for k in ('bf16','int8') if (chosen.runtime or '').partition('@')[0].endswith(k)), 'float32')
     goes = where_time_goes(fast.models[0], some, peak[own])
     ratio = lambda a,b: round(rates[a]['rate']/rates[b]['rate'],2)
     write_json(results, dict(command='python benchmarks/screening.py'+f' --rounds {o.rounds}'*(o.rounds!=3)+' --quick'*o.quick, quick=o.quick, data_sha256={f:file_hash(data/f) for f in ('corpus.parquet','deployment_sample.parquet')},
