@@ -86,12 +86,16 @@ def test_figures_are_of_full_size(figures):
 
 
 def test_the_page_says_what_the_figures_say(figures):
-    "That steps are better for the common label alone, that few positives make them worse, and that no rule for a threshold is better."
+    "That steps are better for the common label alone, that Venn-Abers predictors are so of words alone, that few positives make steps worse, and that no rule for a threshold is better."
     c,t = figures['calibration'],figures['thresholds']
     common,rare = max(c['positives'],key=c['positives'].get),t['rare']
     assert not any(r['better'] for r in c['rows'] if r['label'] in rare)
-    assert all(r['better'] for r in c['rows'] if r['label']==common and r['way'] in ('isotonic','Venn-Abers','chosen: lower by two standard errors'))
-    few = [r for r in c['needed'] if r['way']=='isotonic' and 5<r['positives']<=50]
+    of_common = [r for r in c['rows'] if r['label']==common]
+    assert {r['model'] for r in of_common}==set(c['chosen'])=={'tfidf-logreg','tfidf-titles','tfidf-vectors'}
+    assert all(r['better'] for r in of_common if r['way'] in ('isotonic','as the package chooses') and (r['model']!='tfidf-vectors' or r['dev']=='four folds'))
+    assert all(r['better']==(r['model']!='tfidf-vectors') for r in of_common if r['way']=='Venn-Abers')
+    assert c['chosen']['tfidf-vectors']['four folds'][common]['as the package chooses']=={'isotonic':10}
+    few = [r for r in c['needed'] if r['way']=='isotonic' and 5<=r['positives']<=100]
     assert few and all(r['minus_sigmoid']>0 for r in few)
     assert not any(r.get('better') for r in t['f1'])
     assert all(r['minus_naive']['difference']>-.002 for r in t['f1'] if r['rule']=='smoothed by a sigmoid, as 20 positives')
