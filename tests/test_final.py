@@ -208,3 +208,12 @@ def test_no_part_has_a_say_in_how_it_is_decided(folder, settings, made):
         assert (made.dev.preds[part]==apply_thresholds(made.dev.scores[part],thresholds,labels)).all()
         assert (made.dev.probs[part]==calibrate(made.dev.scores[part],calibrations,labels)).all()
     assert made.measures['brier_macro']==pytest.approx(((made.dev.probs-made.dev.y)**2).mean())
+
+
+def test_a_model_of_another_recipe_is_not_replaced(tmp_path):
+    from ipbes_classifier.files import write_json
+    from ipbes_classifier.final import _check_final
+    write_json(tmp_path/'recipe.json', dict(name='tfidf-vectors'))
+    with pytest.raises(ValueError, match='holds tfidf-vectors, which tfidf-titles would replace'): _check_final('tfidf-titles', tmp_path)
+    with pytest.raises(ValueError, match='did you mean tfidf-titles?'): _check_final('tfidf-title', tmp_path)
+    assert _check_final('tfidf-vectors', tmp_path)=='tfidf-vectors'

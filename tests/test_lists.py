@@ -313,3 +313,11 @@ def test_a_report_is_refused_before_a_kernel_starts(found):
     with pytest.raises(ValueError, match='a prevalence is a share above 0 and below 1'): report_screening(found, prevalence={'A':1})
     with pytest.raises(FileNotFoundError): report_screening(found, models=['nowhere'])
     assert not (found/'report').exists()
+
+
+def test_records_without_text_are_not_expected_to_be_relevant():
+    "The scores speak for 7.5 % of the thousand that have a text; a sample speaks for all."
+    from ipbes_classifier.screen_figures import Expected
+    from ipbes_classifier.screen_report import expected_table
+    e = Expected('A', 2000, 78., .1, .075, (.06,.09), judged=400, relevant=15, no_text=1000)
+    assert expected_table([e]).loc['A','corrected by the scores (95 %)']=='75 (60–90)' and not e.contradicted

@@ -609,3 +609,27 @@ def test_memory_does_not_follow_the_input(suffix, model, tmp_path):
         else: write_records(made, f)
         peaks.append(peak_memory(f, model, tmp_path/f'out{n}'))
     assert peaks[1]<1.15*peaks[0], peaks
+
+
+def test_predict_gives_a_spreadsheet_no_formula_and_keeps_what_people_added(model, tmp_path):
+    titles = ['=HYPERLINK("http://x.y","open")','Ants;=1+1','@SUM(A1)']
+    pd.DataFrame(dict(id=['=1+1','b','-c'], title=titles, summary='ants spread')).to_csv(tmp_path/'lake.csv', index=False)
+    said:list[str] = []
+    out = predict(tmp_path/'lake.csv', [model], tmp_path/'scored.csv', batch_size=2, say=said.append)
+    found = pd.read_csv(out)
+    assert found['title'].tolist()==[f"'{titles[0]}",titles[1],f"'{titles[2]}"] and found['id'].tolist()==["'=1+1",'b',"'-c"]
+    assert '"Ants;=1+1"' in out.read_text() and pd.api.types.is_float_dtype(found['A_score']) and set(found['A_pred'])<={0,1}
+    assert 'None has an abstract: if they stand in a column of another name, call it `abstract`' in said[0]
+    predict(tmp_path/'lake.csv', [model], out)
+    found.assign(mine='read').to_csv(out, index=False)
+    with pytest.raises(ValueError, match="scored.csv is there already and has the column 'mine'"): predict(tmp_path/'lake.csv', [model], out)
+    with pytest.raises(FileNotFoundError, match='nowhere.csv'): predict(tmp_path/'nowhere.csv', ['no model'], tmp_path/'other.csv')
+
+
+def test_a_call_that_goes_on_says_what_it_keeps(model, tmp_path):
+    write_records([papers(25)], tmp_path/'a.csv')
+    screen([tmp_path/'a.csv'], [model], tmp_path/'out', batch_size=10)
+    write_records([papers(5,1)], tmp_path/'b.csv')
+    said:list[str] = []
+    screen([tmp_path/'a.csv',tmp_path/'b.csv'], [model], tmp_path/'out', batch_size=10, say=said.append)
+    assert '3 parts of scores are there already and are kept' in said
