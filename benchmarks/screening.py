@@ -141,8 +141,9 @@ KINDS = dict(matrices=('FullyConnected',), attention=('Subgraph','ScaledDotProdu
 def where_time_goes(e: Encoder, records: pd.DataFrame, peak: float|None) -> dict|None:
     "Shares of the time of an encoder in OpenVINO: tokenising, products with weights, attention, the rest; and the share of a peak that the products with weights reach."
     import openvino as ov
+    import torch
     if not isinstance(scorer := getattr(e.runtime,'fast',e.runtime), OpenVinoScorer): return None
-    options = dict(INFERENCE_NUM_THREADS=torch_threads(), PERFORMANCE_HINT='LATENCY', INFERENCE_PRECISION_HINT='bf16' if scorer.bf16 else 'f32', PERF_COUNT=True)
+    options = dict(INFERENCE_NUM_THREADS=torch.get_num_threads(), PERFORMANCE_HINT='LATENCY', INFERENCE_PRECISION_HINT='bf16' if scorer.bf16 else 'f32', PERF_COUNT=True)
     model = ov.Core().compile_model(scorer.path, 'CPU', options)
     request,names = model.create_infer_request(),[i.get_names() for i in model.inputs]
     took = dict(tokenising=0., **dict.fromkeys(KINDS,0.), rest=0.)
@@ -158,11 +159,6 @@ def where_time_goes(e: Encoder, records: pd.DataFrame, peak: float|None) -> dict
                 took[kind] += node.real_time.total_seconds()
     reached = sum(len(x['input_ids']) for x in encoded)*gflop_of_weights(e)/took['matrices']
     return {k:round(t/sum(took.values()),3) for k,t in took.items()}|dict(matrices_of_peak=round(reached/peak,3) if peak else None)
-
-
-def torch_threads() -> int:
-    import torch
-    return torch.get_num_threads()
 
 
 def int8_product(n: int = 1536) -> float|None:
